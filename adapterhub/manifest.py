@@ -1,0 +1,271 @@
+"""What a version *is*: the content manifest, and the record that a registry wraps around it.
+
+The **manifest** speaks of bytes only: files, LoRA shape, base fingerprint, template, lineage. It is written as
+canonical JSON, and the sha256 of that text is the version's **digest**: a copy in another registry has the same.
+The **record** adds what one registry knows: name, number, time, author, verdicts, labels.
+
+No I/O here. What was read is written again as it came, unknown fields included, so an older program passes on what
+a newer one wrote; an unknown major format is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from adapterhub.errors import IntegrityError, Unsupported
+from adapterhub.refs import AdapterName, AdapterRef
+
+FORMAT = 1
+
+Answer = Literal["yes", "no", "unknown"]
+Json = Mapping[str, Any]
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no spaces, UTF-8, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a version. ``path`` is relative, with ``/``, and never leaves the folder."""
+
+    path: str
+    size: int  # bytes
+    sha256: str  # 64 hex digits
+
+    def __post_init__(self) -> None:
+        parts = self.path.split("/")
+        if "\\" in self.path or "\0" in self.path or any(part in {"", ".", ".."} for part in parts):
+            raise IntegrityError(
+                f"the manifest names the file {self.path!a}", why="it leaves the version's folder"
+            )
+        if len(self.sha256) != 64 or self.size < 0:
+            raise IntegrityError(f"the manifest's entry for {self.path!a} is broken")
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """The shape of an adapter, from its config and the headers of its tensors."""
+
+    rank: int  # the largest of all modules
+    alpha: float  # the config's lora_alpha
+    target_modules: tuple[str, ...]  # last part of the module names, sorted: ("down_proj", "q_proj")
+    parameters: int  # elements of all A and B (and of modules to save)
+    dtype: str  # safetensors' name, e.g. "F32", "BF16"; "mixed" where they differ
+    rslora: bool = False
+    variant: str = "lora"  # "lora", "dora", …
+
+
+@dataclass(frozen=True)
+class BaseFingerprint:
+    """Which base model an adapter was trained on, told from its weights rather than its name.
+
+    ``layout`` hashes tensor names and shapes; ``content`` the first and last 64 KiB of every tensor;
+    ``values`` the same elements rounded to bfloat16, equal for a copy of the same model in another dtype.
+    """
+
+    name: str  # Hub id or folder name, for people
+    layout: str
+    content: str
+    values: str
+    dtype: str  # of most parameters, safetensors' name
+    parameters: int
+    commit: str | None = None  # the Hub's, where known
+
+    def match(self, other: BaseFingerprint) -> Literal["exact", "dtype", "mismatch"]:
+        """``exact``: the same weights. ``dtype``: the same model stored in another dtype. Else ``mismatch``."""
+        if self.content == other.content and self.layout == other.layout:
+            return "exact"
+        if self.values == other.values and self.layout == other.layout and self.dtype != other.dtype:
+            return "dtype"
+        return "mismatch"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where the weights came from."""
+
+    method: str = ""  # "sft", "dpo", …; empty where unknown
+    parents: tuple[str, ...] = ()  # digests of versions that this one was made from
+    config_sha256: str = ""  # of the resolved training config
+    data_sha256: tuple[str, ...] = ()  # of each data file
+    seed: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)  # final: eval_loss, train_loss, …
+    environment: Mapping[str, str] = field(default_factory=dict)  # package → version
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of a version. Its digest is the sha256 of `to_bytes`."""
+
+    files: tuple[FileEntry, ...]
+    lora: LoraShape
+    base: BaseFingerprint | None = None  # None: not at hand when it was published, and not recorded by training
+    chat_template_sha256: str = ""
+    tokenizer_sha256: str = ""
+    lineage: Lineage = Lineage()
+    read_from: Json | None = field(default=None, compare=False, repr=False)  # keeps fields unknown to us
+
+    def to_json(self) -> dict[str, Any]:
+        if self.read_from is not None:
+            return dict(self.read_from)
+        return {
+            "format": FORMAT,
+            "files": [_plain(f) for f in sorted(self.files, key=lambda f: f.path)],
+            "lora": _plain(self.lora),
+            "base": _plain(self.base) if self.base else None,
+            "chat_template_sha256": self.chat_template_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "lineage": _plain(self.lineage),
+        }
+
+    def to_bytes(self) -> bytes:
+        return canonical_json(self.to_json())
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` and 64 hex digits."""
+        return "sha256:" + hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """All files, in bytes."""
+        return sum(f.size for f in self.files)
+
+    @classmethod
+    def from_json(cls, data: Json) -> Manifest:
+        """Raises Unsupported for a newer major format, IntegrityError for a broken one."""
+        _check_format(data, "manifest")
+        try:
+            base = data.get("base")
+            return cls(
+                files=tuple(_load(FileEntry, f) for f in data["files"]),
+                lora=_load(LoraShape, data["lora"]),
+                base=_load(BaseFingerprint, base) if base else None,
+                chat_template_sha256=data.get("chat_template_sha256", ""),
+                tokenizer_sha256=data.get("tokenizer_sha256", ""),
+                lineage=_load(Lineage, data.get("lineage", {})),
+                read_from=data,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError("a manifest cannot be read", why=repr(error)) from error
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a version can be used for one thing, and why (not)."""
+
+    answer: Answer
+    reason: str = ""
+    engine: str = ""  # what the answer speaks of: "vllm 0.32"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Decided once, at publish time."""
+
+    serve: Verdict
+    merge: Verdict
+    gguf: Verdict
+
+
+@dataclass(frozen=True)
+class Record:
+    """One published version in one registry. Never changes."""
+
+    name: AdapterName
+    version: int
+    digest: str
+    manifest: Manifest
+    publish_id: str
+    created: str  # ISO 8601, UTC, seconds
+    author: str
+    verdicts: Verdicts
+    labels: Mapping[str, str] = field(default_factory=dict)
+    read_from: Json | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def ref(self) -> AdapterRef:
+        return AdapterRef(self.name, version=self.version)
+
+    def to_json(self) -> dict[str, Any]:
+        if self.read_from is not None:
+            return dict(self.read_from)
+        return {
+            "format": FORMAT,
+            "tenant": self.name.tenant,
+            "adapter": self.name.adapter,
+            "version": self.version,
+            "digest": self.digest,
+            "manifest": self.manifest.to_json(),
+            "publish_id": self.publish_id,
+            "created": self.created,
+            "author": self.author,
+            "verdicts": _plain(self.verdicts),
+            "labels": dict(self.labels),
+        }
+
+    def to_bytes(self) -> bytes:
+        return canonical_json(self.to_json())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Record:
+        """Raises IntegrityError where the digest is not the manifest's, Unsupported for a newer major format."""
+        try:
+            raw = json.loads(data)
+            _check_format(raw, "record")
+            verdicts = {k: _load(Verdict, raw["verdicts"][k]) for k in ("serve", "merge", "gguf")}
+            record = cls(
+                name=AdapterName(raw["tenant"], raw["adapter"]),
+                version=raw["version"],
+                digest=raw["digest"],
+                manifest=Manifest.from_json(raw["manifest"]),
+                publish_id=raw["publish_id"],
+                created=raw["created"],
+                author=raw["author"],
+                verdicts=Verdicts(**verdicts),
+                labels=raw.get("labels", {}),
+                read_from=raw,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError("a version's record cannot be read", why=repr(error)) from error
+        if record.manifest.digest != record.digest:
+            raise IntegrityError(
+                f"the record of {record.ref} does not match its digest",
+                why=f"it says {record.digest}, its manifest is {record.manifest.digest}",
+            )
+        return record
+
+
+def _check_format(data: Json, what: str) -> None:
+    found = data.get("format")
+    if not isinstance(found, int):
+        raise IntegrityError(f"a {what} has no format number")
+    if found > FORMAT:
+        raise Unsupported(
+            f"a {what} has format {found}, this AdapterHub reads up to {FORMAT}",
+            why="it was written by a newer AdapterHub",
+            hint="pip install --upgrade adapterhub",
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses to dicts, tuples to lists."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _load(cls: Any, data: Json) -> Any:
+    """A flat dataclass from JSON: lists become tuples. Fields it does not know stay out."""
+    known = {f.name for f in fields(cls)}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known})

@@ -1,0 +1,181 @@
+"""The Registry protocol: what a registry promises, whatever it is built on.
+
+`objects.ObjectRegistry` keeps these promises over any `store.Store`; a Hub of model repositories keeps them its own
+way. Callers (the CLI, the server) know this file only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from adapterhub.manifest import Manifest, Record, Verdicts
+from adapterhub.refs import AdapterName, AdapterRef
+
+Status = Literal["active", "deprecated", "yanked", "deleted"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A validated adapter directory, ready to be published: what `drafts.draft` makes of a folder."""
+
+    path: Path
+    manifest: Manifest
+    verdicts: Verdicts
+
+
+@dataclass(frozen=True)
+class StatusChange:
+    """One entry of a version's status log."""
+
+    seq: int
+    status: Status
+    why: str
+    who: str
+    when: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True)
+class Version:
+    """A record and its present status."""
+
+    record: Record
+    status: Status = "active"
+    why: str = ""  # of the status
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a channel points: a version, and its share of the callers (weights of one move sum to 100)."""
+
+    version: int
+    digest: str
+    weight: int = 100  # percent
+
+
+@dataclass(frozen=True)
+class ChannelMove:
+    """One entry of a channel's log; the newest is where the channel points."""
+
+    channel: str
+    seq: int
+    targets: tuple[Target, ...]
+    kind: Literal["set", "rollback"]
+    why: str
+    who: str
+    when: str  # ISO 8601, UTC
+    op: str  # id of the operation: a mover whose reply was lost knows its own move by it
+    undoes: int | None = None  # a rollback: seq of the deployment that it went back from
+
+    @property
+    def main(self) -> Target:
+        """The target with the largest weight."""
+        return max(self.targets, key=lambda t: t.weight)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A hint in a tenant's change log: something may have happened to this adapter. Read the adapter to know."""
+
+    key: str  # sorts newest first
+    adapter: AdapterName
+    what: str  # "publish", "channel prod", "status 3"
+    when: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What `Registry.changes` found: the events newer than the cursor, and the cursor to hand in next time."""
+
+    events: Sequence[Event] = field(default_factory=tuple)
+    cursor: str = ""
+
+
+class Registry(Protocol):
+    """Immutable versions, movable channels.
+
+    Concurrency: any number of processes on any machines may call any method at once. A version is visible whole or
+    not at all; numbers are contiguous and never reused; a channel move is never lost.
+
+    Every method may raise StorageError (store away, disk full) and IntegrityError (a record that is not its digest).
+    """
+
+    @property
+    def url(self) -> str:
+        """``file:///…``, ``memory://``, ``s3://bucket/prefix``: opens the same registry again."""
+
+    def publish(
+        self, draft: Draft, *, name: AdapterName, author: str, labels: Mapping[str, str] | None = None
+    ) -> Record:
+        """Make a draft the next version of ``name``. Returns when it is durable and visible.
+
+        The draft's files are hashed again while they are copied: a file that changed since `draft` read it raises
+        AdapterError, and nothing becomes visible. Publishing the same content again makes a new version with the
+        same digest and sends no bytes.
+        """
+
+    def resolve(self, ref: AdapterRef) -> Version:
+        """The version that a reference names now.
+
+        A channel with several targets resolves to its main one. Raises NotFound for what is not there, Gone for a
+        yanked or deleted version (also through a channel, also by digest when no other version has it).
+        """
+
+    def tenants(self) -> list[str]:
+        """Tenants with at least one version, sorted."""
+
+    def adapters(self, tenant: str) -> list[AdapterName]:
+        """Adapters of a tenant with at least one version, sorted."""
+
+    def versions(self, name: AdapterName) -> list[Version]:
+        """All versions with their status, newest first, tombstones included. Raises NotFound."""
+
+    def channels(self, name: AdapterName) -> dict[str, ChannelMove]:
+        """Each channel's newest move, sorted by channel. ``latest`` is computed and not among them."""
+
+    def set_channel(
+        self,
+        name: AdapterName,
+        channel: str,
+        targets: Mapping[int, int],
+        *,
+        who: str,
+        why: str = "",
+        expected: int | None = None,
+        force: bool = False,
+    ) -> ChannelMove:
+        """Point a channel at version → weight (percent, summing to 100).
+
+        ``expected`` is the ``seq`` that the caller read (0: no move yet); when left out, it is read here. Raises
+        Conflict when somebody moved it meanwhile (``force`` then moves it again), NotFound for a version that is not
+        there, Gone for a yanked or deleted one.
+        """
+
+    def rollback(
+        self, name: AdapterName, channel: str, *, to: int | None = None, who: str, why: str = ""
+    ) -> ChannelMove:
+        """Point a channel back at the deployment before the current one, or at version ``to``.
+
+        Steps over earlier rollbacks and over yanked versions, so two rollbacks in a row go back two deployments.
+        Raises NotFound when nothing is left to go back to.
+        """
+
+    def channel_log(self, name: AdapterName, channel: str) -> list[ChannelMove]:
+        """All moves of a channel, newest first. Raises NotFound."""
+
+    def set_status(self, name: AdapterName, version: int, status: Status, *, who: str, why: str = "") -> StatusChange:
+        """Yank, deprecate, delete, or make active again. Deleted is final: Gone for any later change."""
+
+    def status_log(self, name: AdapterName, version: int) -> list[StatusChange]:
+        """All changes of a version's status, newest first; empty for one that was always active."""
+
+    def fetch_file(self, record: Record, path: str, destination: Path) -> None:
+        """Write one file of a version to ``destination`` (a new file) and fsync it. Verifies size and sha256.
+
+        Raises IntegrityError for a wrong byte, NotFound for a blob that is gone. On an error the file is removed.
+        """
+
+    def changes(self, tenant: str, cursor: str = "") -> Changes:
+        """What may have happened under a tenant since ``cursor``: one LIST. Hints can be lost and can come twice."""

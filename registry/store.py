@@ -1,0 +1,52 @@
+"""The Store protocol: the one primitive under the registry, "create this key unless it exists".
+
+Keys are ``/``-separated text built in `layout` alone. One contract suite (tests/registry/store_contract.py) runs
+against every implementation.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO, Protocol
+
+
+class Store(Protocol):
+    """Write-once keys.
+
+    Promises, to any number of processes on any machines:
+
+    * `create` is atomic and durable: when it returns, every reader sees the whole value, also after a crash of this
+      machine; of several creates of one key exactly one returns, the others raise AlreadyExists. A crash in the
+      middle leaves the key absent.
+    * what was created is read and listed by everyone at once (strong read-after-write and list-after-write)
+    * nothing is overwritten
+    """
+
+    @property
+    def url(self) -> str: ...
+
+    def create(self, key: str, value: bytes) -> None:
+        """Raises AlreadyExists, StorageError."""
+
+    def create_file(self, key: str, source: BinaryIO, *, size: int, sha256: str) -> None:
+        """Create a key from a stream, hashing on the way; for blobs, whose key is their content.
+
+        A key that exists is left as it is (its content is the same): no error. Raises IntegrityError, leaving no key,
+        when the stream is not ``size`` bytes with that ``sha256``.
+        """
+
+    def read(self, key: str) -> bytes:
+        """Raises NotFound."""
+
+    def open(self, key: str) -> BinaryIO:
+        """A stream over the value, for large ones. Raises NotFound."""
+
+    def exists(self, key: str) -> bool: ...
+
+    def keys(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[str]:
+        """Keys below ``prefix`` (which ends in ``/``) that sort after ``after``, ascending, at most ``limit``."""
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the next path part below ``prefix``, ascending: what S3 calls common prefixes."""
+
+    def delete(self, key: str) -> None:
+        """For garbage collection alone. No error where there is no such key."""

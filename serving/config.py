@@ -1,0 +1,44 @@
+"""What `ah serve` hands to the code inside the engine's process: one frozen value, through one environment variable.
+
+`engine.py` writes it, `plugin.py` and `middleware.py` read it. Without it the package is inert in any vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+SWITCH = "ADAPTERHUB_SERVE"  # "1" turns the plug-in on; anything else leaves a stock vLLM alone
+VARIABLE = "ADAPTERHUB_SERVE_CONFIG"
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """The settings of one replica."""
+
+    registry: str  # URL
+    cache: Path  # verified local copies
+    base: Path  # the base model's folder
+    base_name: str  # as the operator named it, for people
+    host: str
+    port: int
+    max_loras: int  # adapters in one batch: engine slots
+    max_cpu_loras: int  # adapters that the engine holds
+    max_lora_rank: int
+    poll_seconds: float = 2.0  # between looks at the change logs
+    rescan_seconds: float = 60.0  # between full looks, because hints can be lost
+
+    def to_env(self) -> dict[str, str]:
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return {SWITCH: "1", VARIABLE: json.dumps(values)}
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> ServeConfig | None:
+        """None where this process was not started by `ah serve`."""
+        if environ.get(SWITCH) != "1":
+            return None
+        values = json.loads(environ[VARIABLE])
+        return cls(**values | {"cache": Path(values["cache"]), "base": Path(values["base"])})
