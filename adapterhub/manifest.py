@@ -41,9 +41,7 @@ class FileEntry:
     def __post_init__(self) -> None:
         parts = self.path.split("/")
         if "\\" in self.path or "\0" in self.path or any(part in {"", ".", ".."} for part in parts):
-            raise IntegrityError(
-                f"the manifest names the file {self.path!a}", why="it leaves the version's folder"
-            )
+            raise IntegrityError(f"the manifest names the file {self.path!a}", why="it leaves the version's folder")
         if len(self.sha256) != 64 or self.size < 0:
             raise IntegrityError(f"the manifest's entry for {self.path!a} is broken")
 
@@ -116,12 +114,12 @@ class Manifest:
             return dict(self.read_from)
         return {
             "format": FORMAT,
-            "files": [_plain(f) for f in sorted(self.files, key=lambda f: f.path)],
-            "lora": _plain(self.lora),
-            "base": _plain(self.base) if self.base else None,
+            "files": [to_plain(f) for f in sorted(self.files, key=lambda f: f.path)],
+            "lora": to_plain(self.lora),
+            "base": to_plain(self.base) if self.base else None,
             "chat_template_sha256": self.chat_template_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
-            "lineage": _plain(self.lineage),
+            "lineage": to_plain(self.lineage),
         }
 
     def to_bytes(self) -> bytes:
@@ -144,12 +142,12 @@ class Manifest:
         try:
             base = data.get("base")
             return cls(
-                files=tuple(_load(FileEntry, f) for f in data["files"]),
-                lora=_load(LoraShape, data["lora"]),
-                base=_load(BaseFingerprint, base) if base else None,
+                files=tuple(from_plain(FileEntry, f) for f in data["files"]),
+                lora=from_plain(LoraShape, data["lora"]),
+                base=from_plain(BaseFingerprint, base) if base else None,
                 chat_template_sha256=data.get("chat_template_sha256", ""),
                 tokenizer_sha256=data.get("tokenizer_sha256", ""),
-                lineage=_load(Lineage, data.get("lineage", {})),
+                lineage=from_plain(Lineage, data.get("lineage", {})),
                 read_from=data,
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -206,7 +204,7 @@ class Record:
             "publish_id": self.publish_id,
             "created": self.created,
             "author": self.author,
-            "verdicts": _plain(self.verdicts),
+            "verdicts": to_plain(self.verdicts),
             "labels": dict(self.labels),
         }
 
@@ -219,7 +217,7 @@ class Record:
         try:
             raw = json.loads(data)
             _check_format(raw, "record")
-            verdicts = {k: _load(Verdict, raw["verdicts"][k]) for k in ("serve", "merge", "gguf")}
+            verdicts = {k: from_plain(Verdict, raw["verdicts"][k]) for k in ("serve", "merge", "gguf")}
             record = cls(
                 name=AdapterName(raw["tenant"], raw["adapter"]),
                 version=raw["version"],
@@ -254,18 +252,21 @@ def _check_format(data: Json, what: str) -> None:
         )
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Dataclasses to dicts, tuples to lists."""
     if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: to_plain(v) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
+        return [to_plain(v) for v in value]
     return value
 
 
-def _load(cls: Any, data: Json) -> Any:
-    """A flat dataclass from JSON: lists become tuples. Fields it does not know stay out."""
+def from_plain(cls: Any, data: Json) -> Any:
+    """A flat dataclass from JSON: lists become tuples. Fields it does not know stay out.
+
+    Raises TypeError where a field without a default is missing.
+    """
     known = {f.name for f in fields(cls)}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known})
