@@ -1,0 +1,42 @@
+# Each target does its own set-up: a virtual environment in .venv, made once and reused when nothing changed.
+PYTHON ?= python3
+ACCELERATOR ?= auto
+BIN := .venv/bin
+
+.PHONY: help setup demo test test-fast check lint format bench bench-gpu clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup:  ## make .venv (ACCELERATOR=cpu|gpu to choose the build of vLLM)
+	@$(PYTHON) scripts/setup_env.py --accelerator $(ACCELERATOR)
+
+demo: setup  ## the main job on a real model: train, publish, serve two tenants, hot swap, export
+	@$(BIN)/python examples/demo.py $(if $(BASE),--base $(BASE))
+
+test: setup  ## all tests, with a real vLLM server
+	@$(BIN)/python -m pytest -q
+
+test-fast: setup  ## the tests for every edit, under 90 s
+	@$(BIN)/python -m pytest -q -m "not slow and not engine"
+
+check: lint test  ## what CI wants: format, lint, types, imports, tests
+
+lint: setup  ## format, lint, types, imports
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup  ## put the code in shape
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: setup  ## all benchmarks, as a table in .bench/results.md
+	@$(BIN)/python benchmarks/run_all.py
+
+bench-gpu: setup  ## the benchmarks that need a GPU
+	@$(BIN)/python benchmarks/run_all.py --gpu
+
+clean:  ## remove what make made, but not the registry in your home
+	rm -rf .venv .demo .models .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
