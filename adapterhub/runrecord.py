@@ -28,7 +28,7 @@ class RunRecord:
     """One training: what it was trained on, and what it shall be published as."""
 
     base: BaseFingerprint
-    lineage: Lineage = Lineage()
+    lineage: Lineage = field(default_factory=Lineage)
     name: AdapterName | None = None  # the config's, default of `ah publish --name`
     channel: str | None = None  # likewise, of --channel
     labels: Mapping[str, str] = field(default_factory=dict)

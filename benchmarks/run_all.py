@@ -51,7 +51,7 @@ def scripts(names: list[str], *, gpu: bool) -> list[Path]:
 
 def read_rows(printed: str) -> list[dict[str, Any]]:
     last = json.loads(printed.strip().splitlines()[-1])
-    rows: list[dict[str, Any]] = last["rows"] if "rows" in last else [last]
+    rows: list[dict[str, Any]] = last.get("rows", [last])
     return rows
 
 
