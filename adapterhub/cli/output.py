@@ -1,19 +1,22 @@
-"""How `ah` speaks: people read stderr and tables, programs read one JSON document on stdout."""
+"""How `ah` speaks: people read stderr and tables, programs read one JSON document on stdout.
+
+rich is imported when the first styled line is printed: it costs 0.1 s, and `ah ls` has 0.35 s in all.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from adapterhub.errors import AdapterHubError
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from rich.console import Console
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 RegistryOption = Annotated[
@@ -30,21 +33,48 @@ BaseOption = Annotated[
 ]
 
 
+@cache
+def out() -> Console:
+    """The console on stdout, for styled data."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+@cache
+def err() -> Console:
+    """The console on stderr, for talk and progress."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
 def print_json(data: Any) -> None:
     """One JSON document on stdout, whatever the terminal."""
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns aligned by spaces, on stdout: the same in a terminal, a pipe and a log."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
 def say(text: str) -> None:
     """A line for people, on stderr. ``text`` may hold rich markup: escape what came from outside."""
-    err.print(text)
+    err().print(text)
 
 
 def report(error: AdapterHubError) -> int:
     """Print what, why and the next command; return the exit code."""
-    err.print(f"[bold red]error:[/] {escape(error.what)}")
+    from rich.markup import escape
+
+    err().print(f"[bold red]error:[/] {escape(error.what)}")
     if error.why:
-        err.print(f"  [dim]why:[/]  {escape(error.why)}")
+        err().print(f"  [dim]why:[/]  {escape(error.why)}")
     if error.hint:
-        err.print(f"  [dim]next:[/] {escape(error.hint)}")
+        err().print(f"  [dim]next:[/] {escape(error.hint)}")
     return error.exit_code
