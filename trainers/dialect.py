@@ -1,0 +1,345 @@
+"""The dialect: Axolotl's key names, what each may hold, and what becomes of it here.
+
+Every key stands in exactly one table. `KEYS` have a value in `TrainConfig` under the same name; the keys of the other
+tables are known but do nothing here (`NO_EFFECT`), belong to later versions (`LATER`), or make adapters that no engine
+serves (`UNSERVABLE`). The last two are refused unless they are off (null, false, empty).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["honoured", "approximated", "without effect"]
+Reader = Callable[[Any], Any]  # a YAML value → what `TrainConfig` holds; raises ValueError("expects …")
+
+MAX_RANK = 512  # the serving engine's (peftdir.VLLM_MAX_RANK)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the fate of a key depends on."""
+
+    gpu: bool = False
+
+    @classmethod
+    def here(cls) -> Machine:
+        """Looks before it imports torch: a machine without the driver answers at once."""
+        if not Path("/dev/nvidiactl").exists():
+            return cls(gpu=False)
+        import torch
+
+        return cls(gpu=torch.cuda.is_available())
+
+
+@dataclass(frozen=True)
+class KeyFate:
+    """What became of one key of a config. Printed before every run and kept in its folder."""
+
+    key: str
+    kind: Kind
+    note: str = ""
+    where: str = ""  # config.yml:3:1, or the flag
+
+
+# ── readers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def whole(low: int = 0, high: int | None = None) -> Reader:
+    def read(value: Any) -> int:
+        expected = f"a whole number from {low}" + (f" to {high}" if high is not None else "")
+        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+            raise ValueError(f"expects {expected}")
+        return value
+
+    return read
+
+
+def number(low: float = 0.0, high: float = math.inf, *, above: bool = False) -> Reader:
+    """Also reads 2e-4, which YAML 1.1 takes for text. ``above``: ``low`` itself is out."""
+
+    def read(value: Any) -> float:
+        try:
+            result = float(value) if not isinstance(value, bool) and isinstance(value, int | float | str) else math.nan
+        except ValueError:
+            result = math.nan
+        if not (low < result if above else low <= result) or not result <= high or math.isinf(result):
+            bound = f" {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high != math.inf else "")
+            raise ValueError(f"expects a number{bound}")
+        return result
+
+    return read
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("expects text")
+    return value
+
+
+def flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expects true or false")
+    return value
+
+
+def choice(*allowed: Any) -> Reader:
+    def read(value: Any) -> Any:
+        if value not in allowed:
+            raise ValueError("expects one of " + ", ".join(str(a).lower() for a in allowed))
+        return value
+
+    return read
+
+
+def texts(value: Any) -> tuple[str, ...] | str:
+    """A list of names, or one regular expression."""
+    if isinstance(value, str):
+        return text(value)
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+        raise ValueError("expects a list of names")
+    return tuple(value)
+
+
+def names(value: Any) -> dict[str, str]:
+    """Text to text; numbers and truth values are taken as they are spelt."""
+    if not isinstance(value, dict) or not all(isinstance(v, str | int | float) for v in value.values()):
+        raise ValueError("expects lines like `team: support`")
+    return {str(k): str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
+
+
+def options(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("expects a mapping")
+    return dict(value)
+
+
+def precision(value: Any) -> bool | Literal["auto"]:
+    if value not in (True, False, "auto", "full"):
+        raise ValueError("expects true, false or auto")
+    return "auto" if value == "auto" else bool(value)
+
+
+def strategy(value: Any) -> str:
+    """``no`` is false in YAML."""
+    if value is False:
+        return "no"
+    if value not in ("no", "steps", "epoch", "best"):
+        raise ValueError("expects no, steps or epoch")
+    if value == "best":
+        raise ValueError("best is not in this version; expects no, steps or epoch")
+    return str(value)
+
+
+# ── the tables ───────────────────────────────────────────────────────────────────────────────────────────────
+
+ADAM = ("adamw_torch", "adamw_torch_fused")
+BITS_ADAM = ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch_8bit")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+SCHEDULERS = (
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+)
+
+KEYS: Mapping[str, Reader] = {
+    # model
+    "base_model": text,
+    "model_type": text,
+    "tokenizer_type": text,
+    "revision_of_model": text,
+    "model_revision": text,
+    "trust_remote_code": flag,
+    "attn_implementation": choice(*ATTENTIONS),
+    "flash_attention": flag,
+    "sdp_attention": flag,
+    "eager_attention": flag,
+    "flex_attention": flag,
+    "load_in_4bit": flag,
+    # LoRA
+    "adapter": choice("lora", "qlora"),
+    "lora_r": whole(1, MAX_RANK),
+    "lora_alpha": number(above=True),
+    "lora_dropout": number(0, 0.99),
+    "lora_target_linear": flag,
+    "lora_target_modules": texts,
+    "peft_use_rslora": flag,
+    # data
+    "val_set_size": number(),
+    "train_on_inputs": flag,
+    "sequence_len": whole(8),
+    "excess_length_strategy": choice("drop", "truncate"),
+    "shuffle_merged_datasets": flag,
+    "sample_packing": flag,
+    "group_by_length": flag,
+    "chat_template": text,
+    "chat_template_jinja": text,
+    "special_tokens": names,
+    # optimiser
+    "micro_batch_size": whole(1),
+    "eval_batch_size": whole(1),
+    "gradient_accumulation_steps": whole(1),
+    "num_epochs": number(above=True),
+    "max_steps": whole(1),
+    "learning_rate": number(above=True, high=1.0),
+    "optimizer": choice(*ADAM, *BITS_ADAM, "adafactor", "sgd"),
+    "lr_scheduler": choice(*SCHEDULERS),
+    "cosine_min_lr_ratio": number(0, 1),
+    "warmup_steps": whole(),
+    "warmup_ratio": number(0, 1),
+    "weight_decay": number(),
+    "max_grad_norm": number(),
+    "adam_beta1": number(0, 1),
+    "adam_beta2": number(0, 1),
+    "adam_epsilon": number(above=True),
+    "neftune_noise_alpha": number(),
+    # run
+    "output_dir": text,
+    "seed": whole(),
+    "bf16": precision,
+    "fp16": precision,
+    "tf32": flag,
+    "gradient_checkpointing": choice(True, False, "offload"),
+    "logging_steps": whole(1),
+    "eval_strategy": strategy,
+    "eval_steps": number(above=True),
+    "evals_per_epoch": whole(1),
+    "save_strategy": strategy,
+    "save_steps": number(above=True),
+    "saves_per_epoch": whole(1),
+    "save_total_limit": whole(1),
+}
+
+SOURCE_KEYS: Mapping[str, Reader] = {
+    "path": text,
+    "type": choice("chat_template", "sharegpt", "prompt_completion"),
+    "ds_type": choice("json"),
+    "field_messages": text,
+    "field_tools": text,
+    "message_property_mappings": names,
+    "roles": options,
+    "split": choice("train"),
+    "roles_to_train": choice(["assistant"]),
+    "train_on_eos": choice("turn"),
+}
+
+BLOCK_KEYS: Mapping[str, Reader] = {
+    "name": text,
+    "task": choice("style", "domain", "reasoning", "full"),
+    "channel": text,
+    "description": text,
+    "labels": names,
+}
+
+_TRACKERS = "the curves are in the run's report.html and metrics.jsonl; trackers are not in this version"
+_KERNELS = "a kernel choice of Axolotl's"
+NO_EFFECT: Mapping[str, str] = {
+    "dataset_prepared_path": "rows are tokenised in seconds and kept in memory",
+    "dataset_processes": "rows are tokenised in one process",
+    "dataloader_num_workers": "batches are made in the training process",
+    "pad_to_sequence_len": "rows are padded to the longest of their batch, which changes no loss",
+    "eval_sample_packing": "evaluation rows are never packed",
+    "strict": "keys are always checked",
+    "remove_unused_columns": "only token ids and labels reach the trainer",
+    "gradient_checkpointing_kwargs": "checkpointing is the non-reentrant kind",
+    "resume_from_checkpoint": "go on with: ah train --resume RUN",
+    "auto_resume_from_checkpoints": "go on with: ah train --resume RUN",
+    "hub_model_id": "an adapter is published with: ah publish RUN",
+    "hub_strategy": "an adapter is published with: ah publish RUN",
+    "push_to_hub": "an adapter is published with: ah publish RUN",
+    "debug": "see ah train --show-labels",
+    "group_by_length_buckets": "rows are sorted within windows of 50 batches",
+    "plugins": "Axolotl's own plug-ins",
+    "xformers_attention": _KERNELS,
+    "loss_watchdog_threshold": "watch the loss in the progress line; a watchdog is not in this version",
+    "loss_watchdog_patience": "see loss_watchdog_threshold",
+    "use_tensorboard": _TRACKERS,
+    "use_trackio": _TRACKERS,
+    "report_to": _TRACKERS,
+}
+NO_EFFECT_PREFIXES: Mapping[str, str] = {
+    "wandb_": _TRACKERS,
+    "use_wandb": _TRACKERS,
+    "mlflow_": _TRACKERS,
+    "use_mlflow": _TRACKERS,
+    "comet_": _TRACKERS,
+    "use_comet": _TRACKERS,
+    "liger_": _KERNELS,
+    "cut_cross_entropy": _KERNELS,
+    "lora_mlp_kernel": _KERNELS,
+    "lora_qkv_kernel": _KERNELS,
+    "lora_o_kernel": _KERNELS,
+    "unsloth_": _KERNELS,
+}
+
+LATER: Mapping[str, str] = {
+    "load_in_8bit": "8-bit bases; 4-bit works: load_in_4bit: true with adapter: qlora",
+    "rl": "preference training",
+    "rl_beta": "preference training",
+    "dpo_loss_type": "preference training",
+    "dpo_label_smoothing": "preference training",
+    "precompute_ref_log_probs": "preference training",
+    "orpo_alpha": "preference training",
+    "kto_desirable_weight": "preference training",
+    "kto_undesirable_weight": "preference training",
+    "lora_rank_pattern": "a rank of its own for some modules",
+    "lora_alpha_pattern": "an alpha of its own for some modules",
+    "lora_target_parameters": "adapters on expert weights",
+    "lora_fan_in_fan_out": "transposed layers",
+    "lora_model_dir": "starting from another adapter",
+    "peft_init_lora_weights": "other initial values",
+    "peft": "other initial values",
+    "peft_layers_to_transform": "adapters on some layers only",
+    "loraplus_lr_ratio": "LoRA+",
+    "loraplus_lr_embedding": "LoRA+",
+    "bnb_config_kwargs": "other quantisations than nf4, double",
+    "model_config": "overrides of the base's config",
+    "tokenizer_config": "a tokenizer from elsewhere",
+    "eot_tokens": "naming the end of a turn; it is found from the template",
+    "default_system_message": "a system message for rows without one; write it into the rows",
+    "dataset_exact_deduplication": "dropping rows that are there twice",
+    "batch_size": "a global batch size; set micro_batch_size and gradient_accumulation_steps",
+    "optim_args": "more optimiser options",
+    "early_stopping_patience": "early stopping",
+    "load_best_model_at_end": "keeping the best checkpoint",
+    "metric_for_best_model": "keeping the best checkpoint",
+    "deepspeed": "more than one process",
+    "fsdp": "more than one process",
+    "fsdp_config": "more than one process",
+    "fsdp_version": "more than one process",
+    "context_parallel_size": "more than one process",
+    "tensor_parallel_size": "more than one process",
+    "use_ray": "more than one process",
+    "ray_num_workers": "more than one process",
+}
+
+UNSERVABLE: Mapping[str, str] = {
+    "peft_use_dora": "the serving engine has no DoRA magnitude vectors",
+    "lora_modules_to_save": "the serving engine takes LoRA factors only, no whole modules",
+    "tokens": "new tokens need a trained embedding, which the serving engine does not take",
+    "peft_trainable_token_indices": "trained token embeddings are not served",
+    "lora_bias": "the serving engine takes no biases",
+}
+
+SOURCE_LATER = {
+    **dict.fromkeys(("name", "revision", "data_files"), "data sets of the Hub"),
+    **dict.fromkeys(("field", "field_system", "field_instruction", "field_input", "field_output"), "other formats"),
+    **dict.fromkeys(("field_chosen", "field_rejected"), "preference training"),
+    "chat_template": "a template for one data set; name it for the whole config",
+    "chat_template_jinja": "a template for one data set; name it for the whole config",
+    "train_on_eot": "the end of a turn is always trained",
+    "message_field_training": "choosing single turns",
+    "drop_system_message": "write the rows without it",
+}
+
+
+def known_keys() -> tuple[str, ...]:
+    """Every key of the top level that is known, for did-you-mean."""
+    return (*KEYS, "datasets", "test_datasets", "adapterhub", *NO_EFFECT, *LATER, *UNSERVABLE)

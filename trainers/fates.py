@@ -1,0 +1,126 @@
+"""What becomes of a key: one rule for each key whose fate depends on its value, its neighbours or the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adapterhub.trainers.dialect import BITS_ADAM, Kind, Machine
+
+NOT_ADAPTED = {"lm_head", "embed_tokens", "wte", "embed_out"}
+Rule = Callable[[Any, Mapping[str, Any], Machine], tuple[Kind, str]]
+
+
+def attention(read: Mapping[str, Any], machine: Machine) -> str:
+    legacy = {"flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "eager_attention": "eager"}
+    legacy["flex_attention"] = "flex_attention"
+    wanted = read.get("attn_implementation") or next((v for k, v in legacy.items() if read.get(k)), "sdpa")
+    return wanted if machine.gpu or wanted == "eager" else "sdpa"
+
+
+def _attention_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if value is False:
+        return "honoured", "off"
+    used = attention(read, machine)
+    same = (
+        machine.gpu or value in ("sdpa", "eager") or (value is True and (read.get("sdp_attention") or used == "eager"))
+    )
+    return ("honoured", used) if same else ("approximated", "sdpa: the same attention; this machine has no GPU")
+
+
+def _precision_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if value is False:
+        return "honoured", "off"
+    if machine.gpu:
+        return "honoured", shown(value)
+    return "approximated", "float32: this machine has no GPU"
+
+
+def _optimizer_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if value in BITS_ADAM and not machine.gpu:
+        return "approximated", "AdamW in float32: this machine has no GPU; an adapter's optimizer is small anyway"
+    return "honoured", str(value)
+
+
+def _packing_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if value is False:
+        return "honoured", "off"
+    return "approximated", "rows of like length share a batch; packing is not in this version"
+
+
+def _auto_class_fate(automatic: str) -> Rule:
+    def rule(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+        if str(value).startswith(automatic):
+            return "honoured", str(value)
+        return "without effect", "the class is the one that the base's own config names"
+
+    return rule
+
+
+def _checkpointing_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    return ("approximated", "true: without offloading") if value == "offload" else ("honoured", shown(value))
+
+
+def _warmup_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if "warmup_steps" in read:
+        return "without effect", "warmup_steps is set"
+    return "honoured", shown(value)
+
+
+def _epochs_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    return ("without effect", "max_steps is set") if "max_steps" in read else ("honoured", shown(value))
+
+
+def _targets_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if read.get("lora_target_linear"):
+        return "honoured", "among all linear layers, which lora_target_linear asks for"
+    return "honoured", shown(value)
+
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(
+        ("attn_implementation", "flash_attention", "sdp_attention", "eager_attention", "flex_attention"),
+        _attention_fate,
+    ),
+    **dict.fromkeys(("bf16", "fp16", "tf32"), _precision_fate),
+    "optimizer": _optimizer_fate,
+    "sample_packing": _packing_fate,
+    "model_type": _auto_class_fate("AutoModelForCausalLM"),
+    "tokenizer_type": _auto_class_fate("AutoTokenizer"),
+    "gradient_checkpointing": _checkpointing_fate,
+    "warmup_ratio": _warmup_fate,
+    "num_epochs": _epochs_fate,
+    "lora_target_modules": _targets_fate,
+}
+
+
+def contradictions(read: Mapping[str, Any], sources: Mapping[str, Any]) -> list[tuple[str, str, bool, str]]:
+    """Key, the other key, whether they contradict each other, and why."""
+    qlora, four = read.get("adapter") == "qlora", bool(read.get("load_in_4bit"))
+    both_evals = bool(read.get("val_set_size") and sources["test_datasets"])
+    template = read.get("chat_template", "tokenizer_default")
+    return [
+        ("adapter", "load_in_4bit", qlora and read.get("load_in_4bit") is False, "QLoRA trains on a 4-bit base"),
+        ("load_in_4bit", "adapter", four and not qlora, "a 4-bit base is trained with adapter: qlora"),
+        ("val_set_size", "test_datasets", both_evals, "one of the two"),
+        ("chat_template_jinja", "chat_template", "chat_template_jinja" in read and template != "jinja",
+         "chat_template_jinja is read where chat_template is jinja"),
+        ("chat_template", "chat_template_jinja", template == "jinja" and "chat_template_jinja" not in read,
+         "chat_template: jinja needs the template in chat_template_jinja"),
+        ("bf16", "fp16", read.get("bf16") is True and read.get("fp16") is True, "one of the two"),
+        ("eval_steps", "evals_per_epoch", "eval_steps" in read and "evals_per_epoch" in read, "one of the two"),
+        ("save_steps", "saves_per_epoch", "save_steps" in read and "saves_per_epoch" in read, "one of the two"),
+    ]  # fmt: skip
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple | list):
+        return ", ".join(str(v) for v in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items())
+    cut = str(value).replace("\n", " ")
+    return cut if len(cut) <= 80 else cut[:77] + "…"
