@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -110,3 +111,12 @@ def test_the_system_message_names_every_tool_with_its_arguments() -> None:
     (system,) = {c[0]["content"] for f in ("train", "eval") for c in rows(CALLING / f"{f}.jsonl")}
     for name, schema in tools().items():
         assert f"{name}({', '.join(schema['properties'])})" in system
+
+
+def test_the_second_config_differs_in_data_only() -> None:
+    first, second = (yaml.safe_load((SUPPORT / f"config{v}.yml").read_text()) for v in ("", "-v2"))
+    assert second["datasets"][0]["path"] == "train-v2.jsonl"
+    assert second["test_datasets"][0]["path"] == "eval-v2.jsonl"
+    own = ("datasets", "test_datasets", "adapterhub")
+    assert {k: v for k, v in first.items() if k not in own} == {k: v for k, v in second.items() if k not in own}
+    assert first["adapterhub"]["name"] == second["adapterhub"]["name"]
