@@ -1,0 +1,279 @@
+"""Which tokens are trained on: the assistant's turns and their ends, found from the chat template itself.
+
+No list of known templates. For every assistant turn the template is asked three things:
+
+    where it starts   the prompt that serving would send: the messages before it, rendered with the generation prompt
+    where its text    two renderings that differ in this turn's text only: what follows the difference is the turn's
+        ends          tail ("<|im_end|>\\n", " </s>", …)
+    where it ends     the first end-of-sequence token in the tail, else its last special token
+
+What the model sees is one rendering of the whole conversation, as serving would send it. A template that writes
+no end token gets the tokenizer's, after the last turn: without it the model would never learn to stop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adapterhub.errors import ConfigError, DataError
+from adapterhub.trainers.data import Conversation, Row, Text
+
+IGNORED = -100  # the label of a token that is not trained on
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# They differ in their first and last characters, so that nothing of them counts as common text.
+_SENTINELS = ("a7 sentinel 7a", "b8 sentinel 8b")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as the model sees it. ``labels`` are the ids, or `IGNORED`; both have the same length."""
+
+    input_ids: list[int]
+    labels: list[int]
+    where: str  # file:line
+    truncated: bool = False
+
+    @property
+    def trained(self) -> int:
+        """Tokens that are trained on."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+class _Refused(Exception):
+    """What a template raised: on purpose, or because it met what it does not know."""
+
+
+class Labeler:
+    """Turns rows into token ids and labels with one tokenizer and one template."""
+
+    def __init__(
+        self, tokenizer: Any, *, template: str | None, train_on_inputs: bool = False, end_ids: Sequence[int] = ()
+    ) -> None:
+        """``end_ids``: tokens that end a generation, besides the tokenizer's own."""
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigError(
+                "the base's tokenizer gives no character offsets",
+                why="without them a turn cannot be found in the tokens; a tokenizer.json is needed",
+                hint="save the base with a fast tokenizer",
+            )
+        self.tokenizer, self.template, self.train_on_inputs = tokenizer, template, train_on_inputs
+        self._specials = frozenset(tokenizer.added_tokens_encoder)
+        ends = (*end_ids, tokenizer.eos_token_id)
+        self._ends = frozenset(tokenizer.convert_ids_to_tokens([i for i in ends if i is not None]))
+        self._tail: str | None = None  # of a turn of text: the same for all, so it is found once
+
+    def label(self, row: Row, *, max_length: int | None = None) -> Example:
+        """Token ids and labels of one row, cut at ``max_length`` tokens.
+
+        Raises:
+            DataError: the template refuses the row, or leaves out its tools or tool calls; nothing is trained on.
+        """
+        text, spans = self._conversation(row) if isinstance(row, Conversation) else self._text(row)
+        encoded = self.tokenizer(
+            text, add_special_tokens=isinstance(row, Text), return_offsets_mapping=True, verbose=False
+        )
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        if self.train_on_inputs:
+            spans = [(0, len(text))]
+        labels = _mask(ids, offsets, spans)
+        last = max((i for i, label in enumerate(labels) if label != IGNORED), default=-1)
+        if last < 0:
+            raise DataError(f"{row.where}: no token of this row is trained on", hint="see ah train --show-labels 3")
+        # What follows the last trained token changes no loss.
+        example = Example(ids[: last + 1], labels[: last + 1], row.where)
+        if max_length is None or len(example.input_ids) <= max_length:
+            return example
+        return replace(example, input_ids=ids[:max_length], labels=example.labels[:max_length], truncated=True)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The text that serving would send for these messages."""
+        return self._render(messages, tools, generate=True)
+
+    # ── text without a template ──
+
+    def _text(self, row: Text) -> tuple[str, list[tuple[int, int]]]:
+        end = self.tokenizer.eos_token or ""
+        completion = row.completion if row.completion.endswith(end) else row.completion + end
+        return row.prompt + completion, [(len(row.prompt), len(row.prompt) + len(completion))]
+
+    # ── conversations ──
+
+    def _conversation(self, row: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        if self.template is None:
+            raise DataError(
+                f"{row.where}: chat data needs a chat template",
+                why="the base's tokenizer has none",
+                hint="set chat_template: chatml, or jinja with chat_template_jinja; or train an instruct model",
+            )
+        try:
+            full = self._render(row.messages, row.tools)
+            if row.tools and full == self._render(row.messages, ()):
+                raise DataError(
+                    f"{row.where}: the chat template does not write tools",
+                    why="they would be left out of the prompt without a word",
+                    hint="write them into the system message, or use a template that takes tools",
+                )
+            spans: list[tuple[int, int]] = []
+            for i, message in enumerate(row.messages):
+                if message["role"] == "assistant":
+                    previous = spans[-1][1] if spans else 0
+                    start = self._start(row, i, full, previous)
+                    end, closed = self._end(row, i, full, start)
+                    spans.append((start, end))
+        except _Refused as error:
+            raise DataError(
+                f"{row.where}: the chat template refuses this conversation",
+                why=str(error),
+                hint="check the order of the roles and what the template expects",
+            ) from error
+        if not closed:
+            full = full[: spans[-1][1]].rstrip() + (self.tokenizer.eos_token or "")
+            spans[-1] = (spans[-1][0], len(full))
+        trained = [m for m, _ in enumerate(row.messages) if row.messages[m]["role"] == "assistant"]
+        return full, [span for i, span in zip(trained, spans, strict=True) if i >= row.first_trained]
+
+    def _start(self, row: Conversation, i: int, full: str, previous: int) -> int:
+        """Where the model takes over. ``previous``: the end of the assistant turn before."""
+        try:
+            prompt = self._render(row.messages[:i], row.tools, generate=True)
+        except _Refused:  # many templates refuse an empty or a cut conversation; then the text itself tells
+            prompt = ""
+        if prompt and full.startswith(prompt) and len(prompt) >= previous:
+            return len(prompt)
+        # The template writes these messages otherwise when more follow (tools, dropped thoughts).
+        a, b = self._pair(row.messages, i, row.tools, "content")
+        if a == b:  # the template leaves the content out where there are tool calls
+            a, b = self._pair(row.messages, i, row.tools, "tool_calls")
+        before = min(_common_prefix(a, b), _common_prefix(a, full))
+        header = self._header()
+        at = full.rfind(header, previous, before) if header else -1
+        return at + len(header) if at >= 0 else before
+
+    def _end(self, row: Conversation, i: int, full: str, start: int) -> tuple[int, bool]:
+        """Where the turn ends, and whether with a token that ends it."""
+        through = full if i == len(row.messages) - 1 else self._render(row.messages[: i + 1], row.tools)
+        tail = self._tail_of(row, i, through)
+        if full.startswith(through):
+            text_end = len(through) - len(tail)
+        else:
+            a, b = self._pair(row.messages, i, row.tools, self._last_text(row, i))
+            text_end = len(full) - len(_common_suffix(a, b))
+            tail = tail[: _common_prefix(full[text_end:], tail)]
+        end = self._closing(tail)
+        return (text_end + end, True) if end else (max(start, text_end + len(tail.rstrip())), False)
+
+    def _tail_of(self, row: Conversation, i: int, through: str) -> str:
+        if self._last_text(row, i) == "content":
+            if self._tail is None or not through.endswith(self._tail):
+                a, b = self._pair(row.messages[: i + 1], i, row.tools, "content")
+                self._tail = _common_suffix(a, b)
+            return self._tail
+        a, b = self._pair(row.messages[: i + 1], i, row.tools, "tool_calls")
+        if a == b:
+            raise DataError(
+                f"{row.where}: the chat template does not write tool calls",
+                why=f"messages[{i}] has tool_calls, and they would be left out without a word",
+                hint="write the calls into the content, or use a template that takes tool_calls",
+            )
+        return _common_suffix(a, b)
+
+    def _closing(self, tail: str) -> int:
+        """How much of the tail is trained on: up to its end-of-sequence token, else to its last special token."""
+        found = [(tail.find(token), token) for token in self._ends if token in tail]
+        if found:
+            at, token = min(found)
+            return at + len(token)
+        return max((tail.rfind(t) + len(t) for t in self._specials if t in tail), default=0)
+
+    def _pair(
+        self, messages: Sequence[Mapping[str, Any]], i: int, tools: Sequence[Mapping[str, Any]], part: str
+    ) -> tuple[str, str]:
+        """Two renderings that differ in one text of message ``i`` only."""
+        first, second = (
+            self._render([*messages[:i], _with_text(messages[i], part, s), *messages[i + 1 :]], tools)
+            for s in _SENTINELS
+        )
+        return first, second
+
+    @staticmethod
+    def _last_text(row: Conversation, i: int) -> str:
+        return "tool_calls" if row.messages[i].get("tool_calls") else "content"
+
+    def _header(self) -> str:
+        """What the template writes before an assistant turn, where it has a generation prompt."""
+        probe = [{"role": "user", "content": _SENTINELS[0]}]
+        bare, prompt = self._render(probe, ()), self._render(probe, (), generate=True)
+        return prompt[len(bare) :] if prompt.startswith(bare) else ""
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], *, generate: bool = False
+    ) -> str:
+        import jinja2
+
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages],
+                tools=[dict(t) for t in tools] or None,
+                chat_template=self.template,
+                add_generation_prompt=generate,
+                tokenize=False,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            raise _Refused(f"{type(error).__name__}: {error}") from error
+        return rendered
+
+
+def coloured(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
+    """The row's text in pieces, each with whether it is trained on; special tokens are shown as text."""
+    pieces: list[tuple[list[int], bool]] = []
+    for token, label in zip(example.input_ids, example.labels, strict=True):
+        if not pieces or pieces[-1][1] != (label != IGNORED):
+            pieces.append(([], label != IGNORED))
+        pieces[-1][0].append(token)
+    return [(tokenizer.decode(ids, skip_special_tokens=False), trained) for ids, trained in pieces]
+
+
+def _mask(ids: list[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """A token is trained on if it overlaps a span. Both are in order, so one walk is enough."""
+    labels, k = [], 0
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        if start == end:  # byte-level tokenizers trim blanks: an empty token stands for the blank before it
+            start -= 1
+        while k < len(spans) and spans[k][1] <= start:
+            k += 1
+        labels.append(token if k < len(spans) and end > spans[k][0] and start >= 0 else IGNORED)
+    return labels
+
+
+def _with_text(message: Mapping[str, Any], part: str, text: str) -> dict[str, Any]:
+    """A copy with another text: the content, or the last argument (else the name) of the last call."""
+    if part == "content":
+        return {**message, "content": text}
+    copy: dict[str, Any] = json.loads(json.dumps(message))
+    function = copy["tool_calls"][-1]["function"]
+    if function["arguments"]:
+        function["arguments"][list(function["arguments"])[-1]] = text
+    else:
+        function["name"] = text
+    return copy
+
+
+def _common_prefix(a: str, b: str) -> int:
+    """How many characters two texts start with in common; halving, because comparing slices is fast."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[:middle] == b[:middle] else (low, middle - 1)
+    return low
+
+
+def _common_suffix(a: str, b: str) -> str:
+    return a[len(a) - _common_prefix(a[::-1], b[::-1]) :]
