@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -23,6 +24,8 @@ FORMAT = 1
 
 Answer = Literal["yes", "no", "unknown"]
 Json = Mapping[str, Any]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -42,7 +45,7 @@ class FileEntry:
         parts = self.path.split("/")
         if "\\" in self.path or "\0" in self.path or any(part in {"", ".", ".."} for part in parts):
             raise IntegrityError(f"the manifest names the file {self.path!a}", why="it leaves the version's folder")
-        if len(self.sha256) != 64 or self.size < 0:
+        if not _SHA256.fullmatch(self.sha256) or self.size < 0:  # the hash becomes a key
             raise IntegrityError(f"the manifest's entry for {self.path!a} is broken")
 
 

@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,14 @@ def read_header(path: Path) -> list[Tensor]:
         raise AdapterError(f"{path} is no safetensors file", why="its header is not JSON") from error
     if not isinstance(header, dict):
         raise AdapterError(f"{path} is no safetensors file", why="its header is not a JSON object")
-    return sorted(
+    tensors = sorted(
         (_tensor(path, name, entry, 8 + length, size) for name, entry in header.items() if name != "__metadata__"),
-        key=lambda t: t.start,
+        key=lambda t: (t.start, t.end),
     )
+    for before, after in pairwise(tensors):
+        if after.start < before.end:
+            raise AdapterError(f"{path} is no safetensors file", why=f"{before.name} and {after.name} overlap")
+    return tensors
 
 
 def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from adapterhub.manifest import Manifest, Record, Verdicts
 from adapterhub.refs import AdapterName, AdapterRef
+from adapterhub.runrecord import RunRecord
 
 Status = Literal["active", "deprecated", "yanked", "deleted"]
 
@@ -24,6 +25,9 @@ class Draft:
     path: Path
     manifest: Manifest
     verdicts: Verdicts
+    replaced: Mapping[str, bytes] = field(default_factory=dict)  # published instead of the file of that name
+    run: RunRecord | None = None  # of the training that made it, where it left one
+    notes: tuple[str, ...] = ()  # for people: what was found and is no error
 
 
 @dataclass(frozen=True)
@@ -178,4 +182,9 @@ class Registry(Protocol):
         """
 
     def changes(self, tenant: str, cursor: str = "") -> Changes:
-        """What may have happened under a tenant since ``cursor``: one LIST. Hints can be lost and can come twice."""
+        """What may have happened under a tenant since ``cursor``, newest first: one LIST.
+
+        A cursor is taken before the first full look; without one, only the last seconds are told. Events of the last
+        10 s come again in the next call, because a hint is written before its commit. They can also be lost: look
+        at everything once in a while.
+        """

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import BinaryIO, Protocol
 
+from adapterhub.errors import InvalidName
+
 
 class Store(Protocol):
     """Write-once keys.
@@ -19,13 +21,15 @@ class Store(Protocol):
       middle leaves the key absent.
     * what was created is read and listed by everyone at once (strong read-after-write and list-after-write)
     * nothing is overwritten
+
+    Any method may raise StorageError, and InvalidName for a key that `check_key` refuses.
     """
 
     @property
     def url(self) -> str: ...
 
     def create(self, key: str, value: bytes) -> None:
-        """Raises AlreadyExists, StorageError."""
+        """Raises AlreadyExists."""
 
     def create_file(self, key: str, source: BinaryIO, *, size: int, sha256: str) -> None:
         """Create a key from a stream, hashing on the way; for blobs, whose key is their content.
@@ -50,3 +54,9 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """For garbage collection alone. No error where there is no such key."""
+
+
+def check_key(key: str) -> None:
+    """Raises InvalidName for a key that as a path would name something else: empty, ``.`` or ``..`` parts, NUL."""
+    if "\0" in key or "\\" in key or any(part in {"", ".", ".."} for part in key.split("/")):
+        raise InvalidName(f"{key!a} cannot be a key of a registry")

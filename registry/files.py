@@ -1,0 +1,82 @@
+"""Files that last: copied and hashed in one pass, and on disk when the call returns."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterhub.errors import StorageError
+
+_CHUNK = 1 << 20  # bytes
+
+_NEXT = {
+    errno.ENOSPC: "free some space, then type the same command again",
+    errno.EDQUOT: "free some space, then type the same command again",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), then type the same command again",
+    errno.EACCES: "ask its owner for write access, or name another place",
+    errno.EPERM: "ask its owner for write access, or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.ENOTDIR: "a file stands where a folder should be: name another place",
+    errno.EEXIST: "a file stands where a folder should be: name another place",
+}
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turns what the operating system says into a StorageError: ``what`` could not be done, why, what to type."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(what, why=error.strerror or str(error), hint=_NEXT.get(error.errno or 0, "")) from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that was not there before, and is not there afterwards when the block raises."""
+    with path.open("xb") as file:
+        try:
+            yield file
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def copy_hashed(source: BinaryIO, target: BinaryIO) -> tuple[int, str]:
+    """Copy a stream to its end; returns bytes copied and their sha256 (hex)."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := source.read(_CHUNK):
+        target.write(chunk)
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def to_disk(file: BinaryIO) -> None:
+    """What was written survives a crash of the machine."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def make_folders(folder: Path) -> None:
+    """Like ``mkdir -p``, and what was made survives a crash of the machine."""
+    if folder.is_dir():
+        return
+    make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    folder_to_disk(folder.parent)
+
+
+def folder_to_disk(folder: Path) -> None:
+    """The folder's entries survive a crash of the machine."""
+    if os.name == "nt":  # folders cannot be opened there; NTFS journals their entries itself
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,121 @@
+"""The drawing of the bucket. Every key is built here and nowhere else.
+
+    registry.json                                            format, id
+    t/<tenant>/blobs/sha256/<hh>/<hex>                       bytes, by content
+    t/<tenant>/a/<adapter>/v/<INV>-<n>.json                  THE VERSION: its record. Creating this key commits it.
+    t/<tenant>/a/<adapter>/d/<hex>/<n>                       finds a version by digest: a hint until the record exists
+    t/<tenant>/a/<adapter>/ch/<channel>/<INV>-<seq>.json     channel log; the newest is where it points
+    t/<tenant>/a/<adapter>/st/<n>/<INV>-<seq>.json           status log of a version; none: active
+    t/<tenant>/log/<INV-ms>-<id>.json                        what happened: a hint, written before each commit
+    doctor/<id>-…                                            the doctor's trials, removed again
+
+``INV`` is 10⁹ − n, zero padded: object stores list ascending only, so the newest sorts first, and "the newest" is one
+LIST of one key. Prefixes end in ``/``: ``acme/bot`` never matches ``acme/bot2``. Blobs are per tenant: access and
+deletion by prefix, and nobody learns what another tenant stores.
+
+Names come in as `AdapterName` or checked tenant and channel names, so no key leaves its prefix.
+"""
+
+from __future__ import annotations
+
+import re
+
+from adapterhub.errors import IntegrityError
+from adapterhub.refs import AdapterName, check_channel, check_tenant
+
+REGISTRY = "registry.json"
+TENANTS = "t/"
+TRIALS = "doctor/"
+
+_NUMBER = re.compile(r"[/-]([1-9][0-9]*)(?:\.json)?$")
+_TOP = 10**9  # above every version and sequence number
+_TOP_MS = 10**13  # above every time in milliseconds until the year 2286
+
+
+def blob(tenant: str, sha256: str) -> str:
+    check_tenant(tenant)
+    return f"t/{tenant}/blobs/sha256/{sha256[:2]}/{sha256}"
+
+
+def adapters(tenant: str) -> str:
+    """Prefix; its folders are adapter names."""
+    check_tenant(tenant)
+    return f"t/{tenant}/a/"
+
+
+def versions(name: AdapterName) -> str:
+    """Prefix; newest version first."""
+    return f"t/{name.tenant}/a/{name.adapter}/v/"
+
+
+def version(name: AdapterName, number: int) -> str:
+    return f"{versions(name)}{_newest_first(number)}.json"
+
+
+def digests(name: AdapterName, digest: str) -> str:
+    """Prefix; its last parts are the numbers of versions that may have this ``sha256:`` digest."""
+    return f"t/{name.tenant}/a/{name.adapter}/d/{digest.removeprefix('sha256:')}/"
+
+
+def digest(name: AdapterName, digest: str, number: int) -> str:
+    return f"{digests(name, digest)}{number}"
+
+
+def channels(name: AdapterName) -> str:
+    """Prefix; its folders are channel names."""
+    return f"t/{name.tenant}/a/{name.adapter}/ch/"
+
+
+def moves(name: AdapterName, channel: str) -> str:
+    """Prefix; newest move first."""
+    check_channel(channel)
+    return f"{channels(name)}{channel}/"
+
+
+def move(name: AdapterName, channel: str, seq: int) -> str:
+    return f"{moves(name, channel)}{_newest_first(seq)}.json"
+
+
+def statuses(name: AdapterName) -> str:
+    """Prefix; its folders are the numbers of versions whose status was ever changed."""
+    return f"t/{name.tenant}/a/{name.adapter}/st/"
+
+
+def status_changes(name: AdapterName, number: int) -> str:
+    """Prefix; newest change first."""
+    return f"{statuses(name)}{number}/"
+
+
+def status_change(name: AdapterName, number: int, seq: int) -> str:
+    return f"{status_changes(name, number)}{_newest_first(seq)}.json"
+
+
+def events(tenant: str) -> str:
+    """Prefix; newest event first."""
+    check_tenant(tenant)
+    return f"t/{tenant}/log/"
+
+
+def event(tenant: str, milliseconds: int, identity: str) -> str:
+    return f"{events_at(tenant, milliseconds)}-{identity}.json"
+
+
+def events_at(tenant: str, milliseconds: int) -> str:
+    """What keys of events at this time start with; newer events sort before it, older ones after."""
+    return f"{events(tenant)}{_TOP_MS - milliseconds:013d}"
+
+
+def trial(identity: str, name: str) -> str:
+    return f"{TRIALS}{identity}-{name}"
+
+
+def number_of(key: str) -> int:
+    """The version or sequence number at the end of a key. Raises IntegrityError for a file that is none of ours."""
+    found = _NUMBER.search(key)
+    if found is None:
+        raise IntegrityError(f"{key} is no part of a registry", why="somebody put it there by hand", hint="remove it")
+    return int(found[1])
+
+
+def _newest_first(number: int) -> str:
+    return f"{_TOP - number:09d}-{number}"

@@ -1,0 +1,155 @@
+"""The Store on a folder: one file a key, made whole by a hard link.
+
+    <root>/tmp/<id>      being written
+    <root>/<key>         the key: linked from there when the bytes are on disk
+
+`os.link` fails where the name exists, on every POSIX file system and on NTFS, which makes it create-if-absent. What a
+killed process leaves in ``tmp/`` is no key and never becomes one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterhub.errors import AlreadyExists, IntegrityError, NotFound, UnsafeStore
+from adapterhub.registry.files import copy_hashed, folder_to_disk, make_folders, storage_errors, to_disk
+from adapterhub.registry.store import check_key
+
+
+class LocalStore:
+    """Keys as files below ``root``, which is made by the first `create`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self._lasting: set[Path] = set()  # folders whose own entry is known to be on disk
+
+    @property
+    def url(self) -> str:
+        return self.root.as_uri()
+
+    def create(self, key: str, value: bytes) -> None:
+        path = self._path(key)
+        with self._errors("written"), self._unfinished() as (unfinished, file):
+            file.write(value)
+            to_disk(file)
+            self._link(unfinished, path)
+
+    def create_file(self, key: str, source: BinaryIO, *, size: int, sha256: str) -> None:
+        path = self._path(key)
+        if self.exists(key):
+            return
+        with self._errors("written"), self._unfinished() as (unfinished, file):
+            found = copy_hashed(source, file)
+            if found != (size, sha256):
+                raise IntegrityError(
+                    f"{key} was not stored: its bytes are others than announced",
+                    why=f"{found[0]} bytes with sha256 {found[1][:12]}…, not {size} with {sha256[:12]}…",
+                )
+            to_disk(file)
+            try:
+                self._link(unfinished, path)
+            except AlreadyExists:
+                return  # somebody stored the same bytes meanwhile
+
+    def read(self, key: str) -> bytes:
+        with self._reading(key) as path:
+            return path.read_bytes()
+
+    def open(self, key: str) -> BinaryIO:
+        with self._reading(key) as path:
+            return path.open("rb")
+
+    def exists(self, key: str) -> bool:
+        with self._errors("read"):
+            return self._path(key).is_file()
+
+    def keys(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[str]:
+        with self._errors("read"):
+            return list(islice(self._walk(prefix, after), limit))
+
+    def folders(self, prefix: str) -> list[str]:
+        with self._errors("read"):
+            return sorted(entry.name for entry in self._entries(prefix) if entry.is_dir())
+
+    def delete(self, key: str) -> None:
+        with self._errors("written"):
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        check_key(key)
+        return self.root / key
+
+    @contextmanager
+    def _unfinished(self) -> Iterator[tuple[Path, BinaryIO]]:
+        """A new file that is gone at the end, whatever happens but a crash."""
+        folder = self.root / "tmp"
+        make_folders(folder)
+        path = folder / uuid.uuid4().hex
+        try:
+            with path.open("xb") as file:
+                yield path, file
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _link(self, unfinished: Path, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(unfinished, path)
+        except FileExistsError as error:
+            raise AlreadyExists(f"{path} exists") from error
+        except OSError as error:
+            if error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+                raise UnsafeStore(
+                    f"{self.root} cannot hold a registry",
+                    why=f"its file system makes no hard links ({error.strerror}), so two publishers could collide",
+                    hint="name a folder on another file system with --registry",
+                ) from error
+            raise
+        self._folders_to_disk(path.parent)
+
+    def _folders_to_disk(self, folder: Path) -> None:
+        """The new entry lasts, and so do the folders above it, whoever made them."""
+        folder_to_disk(folder)
+        while folder != self.root and folder not in self._lasting:
+            folder_to_disk(folder.parent)
+            self._lasting.add(folder)
+            folder = folder.parent
+
+    def _walk(self, prefix: str, after: str) -> Iterator[str]:
+        """Keys in order: a folder sorts with its ``/``, because ``a-b/x`` comes before ``a/x``."""
+        entries = ((entry.name + "/" if entry.is_dir() else entry.name) for entry in self._entries(prefix))
+        for name in sorted(entries):
+            key = prefix + name
+            if key.endswith("/"):
+                if key > after or after.startswith(key):
+                    yield from self._walk(key, after)
+            elif key > after:
+                yield key
+
+    def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
+        check_key(prefix.removesuffix("/"))
+        try:
+            with os.scandir(self.root / prefix) as found:
+                return list(found)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[Path]:
+        with self._errors("read"):
+            try:
+                yield self._path(key)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+                raise NotFound(f"{key} is not in {self.root}") from error
+
+    @contextmanager
+    def _errors(self, done: str) -> Iterator[None]:
+        with storage_errors(f"the registry folder {self.root} cannot be {done}"):
+            yield

@@ -1,0 +1,119 @@
+"""One pass over a safetensors file: its hash, and whether its numbers can be trained weights. No torch.
+
+A number is infinite or NaN exactly when all bits of its exponent are set, so whole tensors are judged by one mask on
+their integers, whatever the dtype; the hash runs in a second thread beside that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterhub.errors import AdapterError
+from adapterhub.peftdir import Tensor
+
+_CHUNK = 1 << 22  # bytes; a multiple of every dtype's width
+
+# safetensors' dtype → (numpy integer of that width, bits that are all set in NaN (and infinity), bits without sign)
+_MASKS = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000, 0x7FFF_FFFF_FFFF_FFFF),
+    "F32": ("<u4", 0x7F80_0000, 0x7FFF_FFFF),
+    "F16": ("<u2", 0x7C00, 0x7FFF),
+    "BF16": ("<u2", 0x7F80, 0x7FFF),
+    "F8_E5M2": ("u1", 0x7C, 0x7F),
+    "F8_E4M3": ("u1", 0x7F, 0x7F),  # has NaN, and no infinity
+}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a file of weights found."""
+
+    size: int  # bytes
+    sha256: str
+    not_finite: str | None  # the first tensor that holds NaN or infinity
+    zero: frozenset[str]  # tensors that are zero everywhere
+
+
+def scan(path: Path, tensors: list[Tensor]) -> Scan:
+    """Read ``path`` once. ``tensors`` are those of its header, in file order.
+
+    Raises AdapterError where the file ends early or cannot be read: it is being written, or is damaged.
+    """
+    not_finite, zero = None, set()
+    try:
+        with path.open("rb") as file, _BesideHash(file) as reader:
+            for tensor in tensors:
+                reader.skip_to(tensor.start)
+                any_set = False
+                for chunk in reader.chunks(tensor.end):
+                    finite, chunk_set = _judge(chunk, tensor.dtype)
+                    any_set = any_set or chunk_set
+                    if not finite and not_finite is None:
+                        not_finite = tensor.name
+                if not any_set:
+                    zero.add(tensor.name)
+            reader.skip_to(path.stat().st_size)
+            return Scan(reader.position, reader.sha256(), not_finite, frozenset(zero))
+    except EOFError as error:
+        raise AdapterError(f"{path} is truncated", why=str(error), hint="copy it again, or save it again") from error
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+
+
+class _BesideHash:
+    """Reads a file in chunks; each is hashed in another thread while the caller looks at it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.position = 0  # bytes read
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._hashing: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> _BesideHash:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def chunks(self, end: int) -> Iterator[bytes]:
+        """What lies between here and byte ``end``. Raises EOFError where the file ends earlier."""
+        while self.position < end:
+            wanted = min(_CHUNK, end - self.position)
+            chunk = self._file.read(wanted)
+            if len(chunk) != wanted:
+                raise EOFError(f"it ends at byte {self.position + len(chunk)}, not {end}")
+            self.position += wanted
+            self._wait()  # one chunk in flight: memory stays bounded
+            self._hashing = self._thread.submit(self._digest.update, chunk)
+            yield chunk
+
+    def skip_to(self, end: int) -> None:
+        """Hash what lies between here and byte ``end`` without a look."""
+        for _ in self.chunks(end):
+            pass
+
+    def sha256(self) -> str:
+        self._wait()
+        return self._digest.hexdigest()
+
+    def _wait(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+
+
+def _judge(chunk: bytes, dtype: str) -> tuple[bool, bool]:
+    """Whether all numbers are finite, and whether any is not zero. Whole numbers are always finite."""
+    import numpy as np
+
+    if dtype not in _MASKS:
+        return True, any(chunk)
+    integer, exponent, magnitude = _MASKS[dtype]
+    bits = np.frombuffer(chunk, dtype=integer)
+    finite = bool((bits & bits.dtype.type(exponent)).max(initial=0) != exponent)
+    return finite, bool((bits & bits.dtype.type(magnitude)).any())
