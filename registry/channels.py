@@ -51,5 +51,5 @@ def rollback_targets(log: Sequence[ChannelMove], *, usable: Callable[[Target], b
     raise NotFound(
         f"the channel {log[0].channel!r} has nothing to go back to",
         why="no deployment before the present one is left, or all of them are yanked",
-        hint="name a version with --to",
+        hint="name the version: ah channel rollback ADAPTER CHANNEL VERSION",
     )

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import adapterhub
+from adapterhub.cli import browse, channel, publish, pull, status
 from adapterhub.cli.output import report
 from adapterhub.errors import AdapterHubError
 
@@ -38,6 +39,16 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+app.command("publish")(publish.publish)
+app.command("ls")(browse.ls)
+app.command("show")(browse.show)
+app.add_typer(channel.app, name="channel")
+app.command("yank")(status.yank)
+app.command("deprecate")(status.deprecate)
+app.command("delete")(status.delete)
+app.command("pull")(pull.pull)
 
 
 def main() -> None:

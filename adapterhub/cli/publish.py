@@ -1,0 +1,108 @@
+"""`ah publish`: an adapter directory becomes the next version of a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, print_json, say
+from adapterhub.errors import UsageError
+from adapterhub.manifest import Record, to_plain
+from adapterhub.refs import AdapterName, check_channel
+from adapterhub.registry import ChannelMove, draft, open_registry
+from adapterhub.settings import load_settings
+
+
+def publish(
+    path: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A run of `ah train`, or an adapter directory.")],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="TENANT/ADAPTER", help="What to publish as; default: the run's.")
+    ] = None,
+    channel: Annotated[
+        str | None, typer.Option("--channel", metavar="NAME", help="Then point this channel at it; default: the run's.")
+    ] = None,
+    base: BaseOption = None,
+    purpose: Annotated[
+        Literal["serve", "export"], typer.Option("--for", help="What it must be good for; refused otherwise.")
+    ] = "serve",
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Kept with the version; may be repeated.")
+    ] = None,
+    allow_zero: Annotated[
+        bool, typer.Option("--allow-zero", help="Publish even an adapter that changes nothing.")
+    ] = False,
+    registry_url: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish an adapter as the next version: checked, hashed, immutable."""
+    settings = load_settings()
+    registry = open_registry(registry_url or settings.registry)
+    chosen = AdapterName.parse(name) if name is not None else None
+    labels = _labels(label or [])
+    if channel is not None:
+        check_channel(channel)
+    adapter = draft(path, base=_find_base(base or settings.base), allow_zero=allow_zero, purpose=purpose)
+    if adapter.run is not None:
+        chosen = chosen or adapter.run.name
+        channel = channel or adapter.run.channel
+        labels = {**adapter.run.labels, **labels}
+    if chosen is None:
+        raise UsageError(
+            f"{path} has no name to be published under",
+            why="neither the command nor the run's config names one",
+            hint=f"ah publish {path} --name acme/support",
+        )
+    if channel is not None:
+        check_channel(channel)
+    for note in adapter.notes:
+        say(f"note: {note}")
+    record = registry.publish(adapter, name=chosen, author=settings.author, labels=labels)
+    move = None
+    if channel is not None:
+        say(f"published {record.ref}; now pointing {channel} at it")
+        move = registry.set_channel(chosen, channel, {record.version: 100}, who=settings.author)
+    if as_json:
+        print_json(_as_json(record, move, registry.url))
+    else:
+        _print(record, move)
+
+
+def _find_base(name: str | None) -> Any:
+    if name is None:
+        return None
+    from adapterhub.base import find_base
+
+    return find_base(name)
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{pair!a} is no label", why="a label is KEY=VALUE", hint="--label team=billing")
+        labels[key] = value
+    return labels
+
+
+def _as_json(record: Record, move: ChannelMove | None, registry: str) -> dict[str, Any]:
+    return {
+        "ref": str(record.ref),
+        "version": record.version,
+        "digest": record.digest,
+        "verdicts": to_plain(record.verdicts),
+        "size": record.manifest.size,
+        "channel": move.channel if move else None,
+        "labels": dict(record.labels),
+        "registry": registry,
+    }
+
+
+def _print(record: Record, move: ChannelMove | None) -> None:
+    typer.echo(f"{record.ref}  {record.digest}")
+    for use, verdict in to_plain(record.verdicts).items():
+        typer.echo(f"  {use:<8}{verdict['answer']:<9}{verdict['reason']}".rstrip())
+    if move is not None:
+        typer.echo(f"  channel {move.channel} → {record.version}")
