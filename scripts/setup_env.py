@@ -86,18 +86,9 @@ def make_venv() -> None:
 def install(kind: str) -> None:
     settings = pip_settings()
     environment = os.environ | uv_environment(settings, os.environ)
-    command = [
-        str(PYTHON),
-        "-m",
-        "uv",
-        "pip",
-        "install",
-        "-q",
-        "--python",
-        str(PYTHON),
-        "--constraint",
-        str(CONSTRAINTS),
-    ]
+    command = [str(PYTHON), "-m", "uv", "pip", "install", "-q", "--python", str(PYTHON)]
+    # Compiled once here, not at each start where Python may not write bytecode (containers): 8 s for each `import vllm`.
+    command += ["--compile-bytecode", "--constraint", str(CONSTRAINTS)]
     if kind == "cpu":
         command += ["--override", str(CPU_OVERRIDES)]
         if not holds_cpu_torch(settings.get("find-links", [])):
