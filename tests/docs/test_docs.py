@@ -85,7 +85,7 @@ def commands_in_hints() -> list[Any]:
             if isinstance(node, ast.keyword) and node.arg in ("hint", "next"):
                 for text in spelled(node.value):
                     if text.startswith("ah "):
-                        words = text.partition("#")[0].split()[1:]
+                        words = re.split(r", | #|  ", text)[0].split()[1:]  # a remark may follow
                         found.append(pytest.param(words, id=f"{file.relative_to(ROOT).as_posix()}: {text}"))
     return found
 
