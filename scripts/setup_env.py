@@ -87,7 +87,7 @@ def install(kind: str) -> None:
     settings = pip_settings()
     environment = os.environ | uv_environment(settings, os.environ)
     command = [str(PYTHON), "-m", "uv", "pip", "install", "-q", "--python", str(PYTHON)]
-    # Compiled once here, not at each start where Python may not write bytecode (containers): 8 s for each `import vllm`.
+    # Compiled once here: where Python may not write bytecode (containers), each `import vllm` takes 8 s longer.
     command += ["--compile-bytecode", "--constraint", str(CONSTRAINTS)]
     if kind == "cpu":
         command += ["--override", str(CPU_OVERRIDES)]
