@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import adapterhub
-from adapterhub.cli import browse, channel, publish, pull, status
+from adapterhub.cli import browse, channel, doctor, publish, pull, status
 from adapterhub.cli.output import report
 from adapterhub.errors import AdapterHubError
 
@@ -49,6 +49,7 @@ app.command("yank")(status.yank)
 app.command("deprecate")(status.deprecate)
 app.command("delete")(status.delete)
 app.command("pull")(pull.pull)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
