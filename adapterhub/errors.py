@@ -4,7 +4,8 @@
     ├── UsageError                 cannot be right as typed          400
     │   ├── InvalidName            outside the grammar of names      400
     │   ├── ConfigError            a key or value of a config        400
-    │   └── DataError              a data file or one of its rows    400
+    │   ├── DataError              a data file or one of its rows    400
+    │   └── TooLarge               a request's body                  413
     ├── NotFound                   tenant, adapter, version, …       404
     ├── Gone                       yanked or deleted                 410
     ├── Conflict                   somebody else was first           409
@@ -62,6 +63,12 @@ class ConfigError(UsageError):
 
 class DataError(UsageError):
     """A data file or one of its rows, as ``file:line``."""
+
+
+class TooLarge(UsageError):
+    """A request body over the limit."""
+
+    status = 413
 
 
 class NotFound(AdapterHubError):

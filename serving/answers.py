@@ -1,0 +1,52 @@
+"""Errors as HTTP clients see them: the status of `errors.py`, the JSON shape of the API, and never a path.
+
+A client's mistake (4xx) is told as it is: those texts are written in this package and name no file. What broke on our
+side (5xx) is told in general; the log has the rest under the request's id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from adapterhub.errors import AdapterHubError
+
+log = logging.getLogger(__name__)
+
+_TYPES = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    410: "GoneError",
+    413: "RequestTooLargeError",
+    422: "UnprocessableEntityError",
+    503: "ServiceUnavailableError",
+}
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
+_UNAVAILABLE = "this cannot be answered now; try again"
+_BROKEN = "something broke on our side"
+
+
+def error_answer(error: AdapterHubError, *, path: str, request_id: str) -> tuple[int, bytes]:
+    """Status and JSON body. Logs what the client is not told."""
+    message = str(error)
+    if error.status >= 500:
+        log.error("request %s: %s", request_id, error, exc_info=error)
+        message = f"{_UNAVAILABLE if error.status == 503 else _BROKEN} (request {request_id})"
+    return error.status, json.dumps(_shape(error.status, message, path)).encode()
+
+
+def _shape(status: int, message: str, path: str) -> dict[str, Any]:
+    if path.startswith("/v1/messages"):  # Anthropic's API
+        kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": message}}
+    kind = _TYPES.get(status, HTTPStatus(status).phrase.replace(" ", "") + "Error")
+    return {
+        "error": {"message": message, "type": kind, "param": None, "code": status}
+    }

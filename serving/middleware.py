@@ -1,0 +1,172 @@
+"""The way of a request, as a pure ASGI middleware around vLLM's own application.
+
+    allow-list → body → model → version that is ready here → lease → the engine, under the immutable name
+
+What comes back streams through untouched; only headers are added. Outermost of all, so nothing of vLLM is reached
+around it. Without a replica behind it (the plug-in did not start) it answers nothing at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, StorageError, TooLarge
+from adapterhub.refs import AdapterRef
+from adapterhub.registry.base import Version
+from adapterhub.serving import tenancy
+from adapterhub.serving.answers import error_answer
+from adapterhub.serving.replica import Replica
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+
+class ClientLeft(Exception):
+    """The client went away before its request was complete."""
+
+
+@dataclass
+class Admitted:
+    """A request as the engine gets it, and the headers that its answer gets."""
+
+    scope: Scope
+    receive: Receive
+    headers: Headers = field(default_factory=list)
+
+
+class TenancyMiddleware:
+    """Given to vLLM with ``--middleware``; finds the replica in the application's state."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:  # websockets: vLLM's realtime route knows nothing of tenants
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = tenancy.request_id_of(dict(scope["headers"])) or uuid.uuid4().hex
+        async with contextlib.AsyncExitStack() as until_the_last_byte:
+            try:
+                admitted = await _admit(scope, receive, until_the_last_byte, request_id)
+            except ClientLeft:
+                return
+            except AdapterHubError as error:
+                status, body = error_answer(error, path=scope["path"], request_id=request_id)
+                headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+                start = {"type": "http.response.start", "status": status, "headers": headers}
+                await _with_headers(send, [(b"x-request-id", request_id.encode())])(start)
+                await send({"type": "http.response.body", "body": body})
+                return
+            admitted.headers.append((b"x-request-id", request_id.encode()))
+            await self._app(admitted.scope, admitted.receive, _with_headers(send, admitted.headers))
+
+
+async def _admit(
+    scope: Scope, receive: Receive, until_the_last_byte: contextlib.AsyncExitStack, request_id: str
+) -> Admitted:
+    """Raises AdapterHubError for what is refused, ClientLeft."""
+    route = tenancy.find_route(scope["method"], scope.get("raw_path") or scope["path"].encode(), scope["path"])
+    headers = dict(scope["headers"])
+    tenancy.check_host(headers[b"host"].decode("latin-1") if b"host" in headers else None)
+    replica = _replica(scope, route)
+    clean: Headers = [*tenancy.strip_headers(scope["headers"]), (b"x-request-id", request_id.encode())]
+    if route.kind == "open":
+        return Admitted({**scope, "headers": clean}, receive)
+
+    caller = tenancy.SINGLE_USER
+    body = tenancy.read_body(await _read(receive))
+    ref = tenancy.read_model(body, caller)
+    model, template, added = tenancy.BASE, None, [(b"x-adapterhub-version", tenancy.BASE.encode())]
+    if ref is not None:
+        version = await _current(replica, ref)
+        await until_the_last_byte.enter_async_context(replica.residency.lease(version.record))
+        model, template = str(version.record.ref), replica.versions.chat_template(version.record)
+        added = _version_headers(version)
+    raw = json.dumps(tenancy.rewrite(body, route=route, caller=caller, model=model, chat_template=template)).encode()
+    clean.append((b"content-length", str(len(raw)).encode()))
+    return Admitted({**scope, "headers": clean}, _replay(raw, receive), added)
+
+
+def _replica(scope: Scope, route: tenancy.Route) -> Replica:
+    replica: Replica | None = getattr(scope["app"].state, "adapterhub", None)
+    if replica is None:
+        raise EngineError("AdapterHub did not start in this engine", why="ADAPTERHUB_SERVE or VLLM_PLUGINS is not set")
+    if replica.not_ready and route.path not in tenancy.ALWAYS_OPEN:
+        raise EngineError("the server is not ready", why=replica.not_ready)
+    return replica
+
+
+async def _current(replica: Replica, ref: AdapterRef) -> Version:
+    """The version, with the registry's own words kept from the client: they name its address."""
+    try:
+        return await replica.rollout.current(ref)
+    except NotFound as error:
+        raise tenancy.not_found(ref) from error
+    except Gone:
+        raise
+    except AdapterHubError as error:
+        raise StorageError(f"{ref} cannot be looked up", why=str(error)) from error
+
+
+def _version_headers(version: Version) -> Headers:
+    record = version.record
+    headers = [
+        (b"x-adapterhub-version", str(record.ref).encode()),
+        (b"x-adapterhub-digest", record.digest.encode()),
+    ]
+    if version.status == "deprecated":
+        why = "".join(c if " " <= c <= "~" else "?" for c in version.why) or "yes"
+        headers.append((b"x-adapterhub-deprecated", why.encode()))
+    return headers
+
+
+async def _read(receive: Receive) -> bytes:
+    """The whole body. Raises TooLarge, ClientLeft."""
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > tenancy.MAX_BODY:
+            raise TooLarge("the body is too large", why=f"at most {tenancy.MAX_BODY} bytes")
+        if not message.get("more_body"):
+            return b"".join(chunks)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The rewritten body first, then whatever the server says: that is how the engine hears of a client that left."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replayed
+
+
+def _with_headers(send: Send, added: Headers) -> Send:
+    names = {name for name, _ in added}
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in names]
+            message = {**message, "headers": [*kept, *added]}
+        await send(message)
+
+    return sending

@@ -1,0 +1,114 @@
+"""vLLM's entry points. With `resolver`, `selftest` and `engine` the only files that import vllm.
+
+    vllm.general_plugins   register()    in every process: our resolver, and the LoRA product on CPU
+    vllm.endpoint_plugins  Endpoints()   in the API server: our routes, then the replica behind them
+
+Inert unless ``ADAPTERHUB_SERVE=1``. With it, a server that is not protected does not start: vLLM logs a plug-in that
+it could not import and goes on, so what must be in place is looked at from inside (`check_arguments`, `selftest`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.base import BaseModel, find_base
+from adapterhub.errors import EngineError, UsageError
+from adapterhub.serving.config import ServeConfig
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+log = logging.getLogger(__name__)
+
+MIDDLEWARE = "adapterhub.serving.middleware.TenancyMiddleware"
+_OPENERS = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE", "VLLM_SKIP_MODEL_NAME_VALIDATION")
+
+
+def register() -> None:
+    """``vllm.general_plugins``: called once or more in every process of the engine."""
+    if ServeConfig.from_env() is None:
+        return
+    from adapterhub.serving import cpu_lora, resolver
+
+    resolver.register()
+    cpu_lora.install()
+
+
+class Endpoints:
+    """``vllm.endpoint_plugins``: one in the API server."""
+
+    name = "adapterhub"
+    required_tasks = None
+
+    def __init__(self) -> None:
+        self._config = ServeConfig.from_env()
+        self._app: FastAPI | None = None
+
+    def attach_router(self, app: FastAPI) -> None:
+        if self._config is not None:
+            from adapterhub.serving import routes
+
+            self._app = app
+            routes.attach(app)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Raises EngineError or UsageError where the server would not be protected: then it does not start."""
+        if self._config is None:
+            return
+        if engine_client is None or self._app is None:
+            raise EngineError("this server has no engine", why="a render server serves no adapters")
+        check_arguments(args, os.environ)
+        from adapterhub.registry import open_registry
+        from adapterhub.serving import selftest
+        from adapterhub.serving.replica import Replica
+        from adapterhub.serving.resolver import VllmEngine, registered
+
+        base = await asyncio.to_thread(_read_base, self._config.base)
+        replica = Replica(
+            self._config,
+            registry=open_registry(self._config.registry),
+            base=base,
+            engine=VllmEngine(engine_client, state.openai_serving_models, resolver=registered()),
+        )
+        state.adapterhub = replica
+        await selftest.check_shield(self._app)
+        await selftest.check_batching(engine_client, base=base, config=self._config)
+        replica.not_ready = ""
+        replica.watch()
+        log.info("ready: %s and the adapters of %s", self._config.base_name, self._config.registry)
+
+
+def check_arguments(args: Any, environ: Mapping[str, str]) -> None:
+    """Raises UsageError for a command line or an environment under which tenants are not kept apart."""
+    if not _is_loopback(args.host):
+        raise UsageError(
+            f"the server would listen on {args.host or 'all addresses'} without keys",
+            why="whoever reaches it could use every adapter",
+            hint="ah serve --host 127.0.0.1",
+        )
+    for name in _OPENERS:
+        if environ.get(name, "0").strip().lower() in ("1", "true"):
+            raise UsageError(f"{name} is set", why="it opens ways around the tenancy rules", hint=f"unset {name}")
+    if (args.api_server_count or 1) > 1 or args.data_parallel_size > 1:
+        raise UsageError("--api-server-count must be 1", why="several would give out the same adapter ids")
+    if not args.enable_lora or MIDDLEWARE not in args.middleware:
+        raise UsageError(f"--enable-lora and --middleware {MIDDLEWARE} are missing", hint="start it with `ah serve`")
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "0.0.0.0").is_loopback  # noqa: S104
+    except ValueError:  # another name: it may point anywhere
+        return False
+
+
+def _read_base(path: Path) -> BaseModel:
+    base = find_base(str(path))
+    base.fingerprint  # noqa: B018 - read now, off the event loop; it is kept
+    return base

@@ -1,0 +1,112 @@
+"""One replica: everything that runs inside the engine's process, put together. No vLLM here; `Engine` is the seam.
+
+middleware ──► rollout.current(ref)  ──► residency.lease(version) ──► the engine
+               which version now         loaded until the last byte
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from adapterhub.base import BaseModel
+from adapterhub.errors import AdapterHubError
+from adapterhub.registry.base import Registry
+from adapterhub.registry.cache import Cache
+from adapterhub.serving.config import ServeConfig
+from adapterhub.serving.models import card, list_models
+from adapterhub.serving.residency import Engine, Residency
+from adapterhub.serving.rollout import Rollout
+from adapterhub.serving.versions import Versions
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_THREADS = 8  # registry reads and downloads at once; a registry that hangs must not take the engine's own threads
+
+
+class Replica:
+    """The state behind the routes and the middleware."""
+
+    def __init__(self, config: ServeConfig, *, registry: Registry, base: BaseModel, engine: Engine) -> None:
+        self.config = config
+        self.base = base
+        self.registry = registry
+        self.versions = Versions(Cache(config.cache, registry), base=base, max_lora_rank=config.max_lora_rank)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="adapterhub")
+        self.residency = Residency(
+            engine,
+            capacity=config.max_cpu_loras,
+            prepare=lambda record: self.blocking(self.versions.fetch, record),
+        )
+        self.rollout = Rollout(registry, warm=self.residency.ensure, blocking=self.blocking)
+        self.not_ready = "it is starting"  # empty: ready
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def blocking(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a blocking function on one of our own threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def watch(self) -> None:
+        """Start to watch the registry. A watcher that ends takes readiness with it: yanks would not arrive."""
+        config = self.config
+        task = asyncio.create_task(
+            self.rollout.watch(poll_seconds=config.poll_seconds, rescan_seconds=config.rescan_seconds),
+            name="adapterhub watch",
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._watch_ended)
+
+    def _watch_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            self.not_ready = "the watcher of the registry ended"
+            log.error("the watcher of the registry ended", exc_info=task.exception())
+
+    async def stop(self) -> None:
+        """End the watcher and let go of the threads."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def poll(self) -> None:
+        """Look at the registry now; returns when what moved is served. Raises StorageError."""
+        await self.rollout.rescan()
+        await self.rollout.settle()
+
+    async def models(self) -> list[dict[str, Any]]:
+        """The models that a caller may name, in the shape of ``GET /v1/models``."""
+        try:
+            return await self.blocking(list_models, self.registry, self.versions.unfit)
+        except AdapterHubError as error:
+            log.warning("the registry cannot be listed, only what is in use is shown: %s", error)
+            return [card(str(p.ref), p.ready.record) for p in self.rollout.pointers if p.refusal is None]
+
+    def state(self) -> dict[str, Any]:
+        """What ``GET /adapterhub/state`` says."""
+        places = self.residency.places
+        return {
+            "ready": not self.not_ready,
+            "not_ready": self.not_ready or None,
+            "base": {"name": self.config.base_name, "content": self.base.fingerprint.content},
+            "max_loras": self.config.max_loras,
+            "max_cpu_loras": self.config.max_cpu_loras,
+            "max_lora_rank": self.config.max_lora_rank,
+            "resident": [{"model": name, "leases": places.leases(name)} for name in places.resident],
+            "references": [
+                {
+                    "reference": str(p.ref),
+                    "ready": str(p.ready.record.ref),
+                    "digest": p.ready.record.digest,
+                    "wanted": str(p.wanted.record.ref),
+                    "refused": str(p.refusal) if p.refusal else None,
+                    "problem": p.problem or None,
+                }
+                for p in self.rollout.pointers
+            ],
+        }

@@ -1,0 +1,159 @@
+"""Which adapters the engine holds, who is using them, and which is forgotten when the next one needs the room.
+
+`Places` is the rule book: names, leases, order of use; no I/O, no clock. `Residency` carries it out on an `Engine`:
+
+    async with residency.lease(record):      # loads it first where it is not resident
+        ...                                  # from here to the last byte it cannot be forgotten
+
+Why not leave it to vLLM: its own LRU evicts what is in use, reads an evicted adapter from disk again in the middle of
+a step, and ends the whole server where the folder is gone by then. So it is never let to come to that: an adapter
+is forgotten here before ``max_cpu_loras`` would be exceeded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from adapterhub.manifest import Record
+
+# Between an answer's last byte and the end of its lease. The engine hears of a request that was broken off, or that
+# ended on a stop string, by a message of its own, a moment after the client's side is over.
+SETTLE_SECONDS = 0.25
+
+
+class Engine(Protocol):
+    """What residency needs of the engine."""
+
+    async def load(self, name: str, path: Path) -> None:
+        """Make the adapter in a folder ready to use: in the engine's memory and in a slot. Raises AdapterHubError."""
+
+    async def forget(self, name: str) -> None:
+        """Free it. Nobody uses it."""
+
+
+class Places:
+    """Leases on named adapters, at most ``capacity`` of them resident.
+
+    A lease may be taken before the adapter is resident: whoever waits for a load holds on to what is loaded.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._resident: OrderedDict[str, None] = OrderedDict()  # least recently used first
+        self._leases: dict[str, int] = {}
+
+    def take(self, name: str) -> None:
+        self._leases[name] = self._leases.get(name, 0) + 1
+        if name in self._resident:
+            self._resident.move_to_end(name)
+
+    def give_back(self, name: str) -> None:
+        left = self._leases.pop(name) - 1
+        if left:
+            self._leases[name] = left
+
+    def leases(self, name: str) -> int:
+        return self._leases.get(name, 0)
+
+    def is_resident(self, name: str) -> bool:
+        return name in self._resident
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Least recently used first."""
+        return tuple(self._resident)
+
+    def add(self, name: str) -> None:
+        assert len(self._resident) < self.capacity, "no place is free"
+        self._resident[name] = None
+
+    def drop(self, name: str) -> None:
+        del self._resident[name]
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._resident) >= self.capacity
+
+    def idle(self) -> str | None:
+        """The least recently used adapter without a lease."""
+        return next((name for name in self._resident if name not in self._leases), None)
+
+
+class Residency:
+    """Adapters in the engine, kept by the rules of `Places`. One event loop; not for threads."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        capacity: int,
+        prepare: Callable[[Record], Awaitable[Path]],
+        settle: float = SETTLE_SECONDS,
+    ) -> None:
+        """``prepare`` gives a version's folder, and is quick where it is there already; ``settle`` in seconds."""
+        self.places = Places(capacity)
+        self._engine = engine
+        self._prepare = prepare
+        self._settle = settle
+        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._loading = asyncio.Lock()  # one load at a time: each needs the room that the one before left
+        self._idle = asyncio.Event()  # a lease ended: there may be room
+
+    @contextlib.asynccontextmanager
+    async def lease(self, record: Record) -> AsyncIterator[None]:
+        """Hold a version resident. Raises AdapterHubError where it cannot be."""
+        name = str(record.ref)
+        self.places.take(name)
+        try:
+            await self.ensure(record)
+        except BaseException:
+            self._give_back(name)
+            raise
+        try:
+            yield
+        finally:
+            asyncio.get_running_loop().call_later(self._settle, self._give_back, name)
+
+    async def ensure(self, record: Record) -> None:
+        """Load a version unless it is resident. Callers share one load, and none that leaves cancels it."""
+        name = str(record.ref)
+        if self.places.is_resident(name):
+            return
+        task = self._loads.get(name)
+        if task is None:
+            task = self._loads[name] = asyncio.create_task(self._load(record), name=f"load {name}")
+            task.add_done_callback(lambda t: self._loaded(name, t))
+        await asyncio.shield(task)
+
+    def _loaded(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._loads[name]
+        if not task.cancelled():
+            task.exception()  # seen: with every waiter gone nobody else would look
+
+    async def _load(self, record: Record) -> None:
+        name = str(record.ref)
+        await self._prepare(record)
+        async with self._loading:
+            while self.places.is_full:
+                await self._make_room()
+            # again: the folder may have been deleted while we waited for room
+            await self._engine.load(name, await self._prepare(record))
+            self.places.add(name)
+
+    async def _make_room(self) -> None:
+        idle = self.places.idle()
+        if idle is None:
+            self._idle.clear()
+            await self._idle.wait()
+        else:
+            self.places.drop(idle)
+            await self._engine.forget(idle)
+
+    def _give_back(self, name: str) -> None:
+        self.places.give_back(name)
+        self._idle.set()

@@ -1,0 +1,183 @@
+"""Which version each reference means on this replica, and how that changes while requests are under way.
+
+A reference that was asked for once is watched from then on. When its channel moves, the new version is fetched and
+loaded first, and only then does the name flip: requests under way finish on the old version, the next one starts on
+the new, and none waits for a load.
+
+    asked for the first time  ──►  whatever the registry says; its first request loads it
+    channel moved             ──►  warm the new version, then flip
+    version yanked            ──►  refused at once (410); a channel that was moved off it flips at once
+    registry away             ──►  what is known goes on being served
+
+The change log is polled every few seconds, one LIST a tenant; a full look behind it finds what the log lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from adapterhub.errors import AdapterHubError, Gone, IntegrityError, NotFound
+from adapterhub.manifest import Record
+from adapterhub.refs import AdapterRef
+from adapterhub.registry.base import Registry, Version
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Blocking = Callable[..., Awaitable[Any]]  # runs a blocking function, with its arguments, off the event loop
+
+
+@dataclass
+class Pointer:
+    """One reference as this replica knows it."""
+
+    ref: AdapterRef
+    ready: Version  # what requests get
+    wanted: Version  # what the registry says
+    refusal: AdapterHubError | None = None  # the registry refuses the reference now
+    problem: str = ""  # why `wanted` is not ready
+    move: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    @property
+    def is_settled(self) -> bool:
+        return self.ready.record.ref == self.wanted.record.ref
+
+
+class Rollout:
+    """The references in use on this replica. One event loop; not for threads."""
+
+    def __init__(self, registry: Registry, *, warm: Callable[[Record], Awaitable[None]], blocking: Blocking) -> None:
+        """``warm`` makes a version ready to answer at once."""
+        self._registry = registry
+        self._warm = warm
+        self._blocking = blocking
+        self._pointers: dict[AdapterRef, Pointer] = {}
+        self._learning: dict[AdapterRef, asyncio.Task[Version]] = {}
+        self._cursors: dict[str, str] = {}  # by tenant
+        self._one_look = asyncio.Lock()
+        self._away = False
+
+    @property
+    def pointers(self) -> tuple[Pointer, ...]:
+        return tuple(self._pointers.values())
+
+    async def current(self, ref: AdapterRef) -> Version:
+        """What ``ref`` means here and now. Raises NotFound, Gone, StorageError."""
+        pointer = self._pointers.get(ref)
+        if pointer is None:
+            return await self._learn(ref)
+        if pointer.refusal is not None:
+            raise pointer.refusal.with_traceback(None)  # the same object each time: do not let it grow
+        return pointer.ready
+
+    async def watch(self, *, poll_seconds: float, rescan_seconds: float) -> None:
+        """Look at the change logs, and now and then at everything, until cancelled."""
+        next_rescan = time.monotonic() + rescan_seconds
+        while True:
+            await asyncio.sleep(poll_seconds)
+            rescan = time.monotonic() >= next_rescan
+            try:
+                await (self.rescan() if rescan else self.look())
+            except AdapterHubError as error:
+                if not self._away:
+                    log.warning("the registry cannot be read; what is known goes on being served (%s)", error)
+                self._away = True
+                continue
+            if self._away:
+                log.warning("the registry can be read again")
+            self._away = False
+            if rescan:
+                next_rescan = time.monotonic() + rescan_seconds
+
+    async def look(self) -> None:
+        """Look at what the change logs name."""
+        async with self._one_look:
+            for tenant, cursor in list(self._cursors.items()):
+                changes = await self._blocking(self._registry.changes, tenant, cursor)
+                touched = {event.adapter for event in changes.events}
+                await self._refresh(p for p in self.pointers if p.ref.name in touched)
+                self._cursors[tenant] = changes.cursor
+
+    async def rescan(self) -> None:
+        """Look at everything that is in use."""
+        async with self._one_look:
+            await self._refresh(self.pointers)
+
+    async def settle(self) -> None:
+        """Wait until every move that was seen has ended, well or not."""
+        while moves := [p.move for p in self.pointers if p.move is not None]:
+            await asyncio.shield(asyncio.gather(*moves))
+
+    # ── learning and moving ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _learn(self, ref: AdapterRef) -> Version:
+        """The first request for a reference; others that come meanwhile share the answer."""
+        task = self._learning.get(ref)
+        if task is None:
+            task = self._learning[ref] = asyncio.create_task(self._resolve_first(ref))
+            task.add_done_callback(lambda t: self._learned(ref, t))
+        return await asyncio.shield(task)
+
+    def _learned(self, ref: AdapterRef, task: asyncio.Task[Version]) -> None:
+        del self._learning[ref]
+        if not task.cancelled():
+            task.exception()  # seen: with every waiter gone nobody else would look
+
+    async def _resolve_first(self, ref: AdapterRef) -> Version:
+        tenant = ref.name.tenant
+        # the cursor before the look: a change in between is seen twice rather than never
+        cursor = self._cursors.get(tenant) or (await self._blocking(self._registry.changes, tenant)).cursor
+        version: Version = await self._blocking(self._registry.resolve, ref)
+        self._cursors.setdefault(tenant, cursor)
+        self._pointers[ref] = Pointer(ref, ready=version, wanted=version)
+        return version
+
+    async def _refresh(self, pointers: Iterable[Pointer]) -> None:
+        for pointer in list(pointers):
+            try:
+                found: Version = await self._blocking(self._registry.resolve, pointer.ref)
+            except (NotFound, Gone) as error:
+                pointer.refusal = error
+                continue
+            except IntegrityError as error:  # one broken record must not hide the news of the others
+                log.error("%s cannot be read: %s", pointer.ref, error)
+                continue
+            pointer.refusal, pointer.wanted = None, found
+            if pointer.is_settled:
+                pointer.ready, pointer.problem = found, ""  # the same version, its status perhaps not
+            elif not await self._still_good(pointer.ready):
+                self._flip(pointer)
+            elif pointer.move is None:
+                pointer.move = asyncio.create_task(self._bring(pointer), name=f"move {pointer.ref}")
+
+    async def _still_good(self, version: Version) -> bool:
+        try:
+            await self._blocking(self._registry.resolve, version.record.ref)
+        except (NotFound, Gone):
+            return False
+        return True
+
+    async def _bring(self, pointer: Pointer) -> None:
+        """Warm what is wanted, flip to it, and again if it moved on meanwhile."""
+        try:
+            while not pointer.is_settled:
+                target = pointer.wanted
+                await self._warm(target.record)
+                if pointer.wanted.record.ref == target.record.ref:
+                    self._flip(pointer)
+        except AdapterHubError as error:
+            pointer.problem = str(error)
+            log.error(
+                "%s stays on %s: %s is not ready: %s", pointer.ref, pointer.ready.record.ref, target.record.ref, error
+            )
+        finally:
+            pointer.move = None
+
+    def _flip(self, pointer: Pointer) -> None:
+        log.info("%s moves from %s to %s", pointer.ref, pointer.ready.record.ref, pointer.wanted.record.ref)
+        pointer.ready, pointer.problem = pointer.wanted, ""

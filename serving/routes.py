@@ -1,0 +1,68 @@
+"""Our own routes: who is ready, which models there are, what this replica holds."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from adapterhub.errors import AdapterHubError
+from adapterhub.serving.answers import error_answer
+from adapterhub.serving.models import base_card
+from adapterhub.serving.replica import Replica
+
+
+def attach(app: FastAPI) -> None:
+    """Add the routes; ``GET /v1/models`` replaces vLLM's, which shows paths."""
+    started = int(time.time())
+    app.add_api_route("/v1/models", _models(started), methods=["GET"])
+    app.add_api_route("/ready", ready, methods=["GET"], response_model=None)
+    app.add_api_route("/adapterhub/state", state, methods=["GET"])
+    app.add_api_route("/adapterhub/poll", poll, methods=["POST"], response_model=None)
+
+
+def _replica(request: Request) -> Replica:
+    replica: Replica = request.app.state.adapterhub
+    return replica
+
+
+def _models(started: int) -> Any:
+    async def models(request: Request) -> dict[str, Any]:
+        limit = request.app.state.openai_serving_models.model_config.max_model_len
+        cards = [base_card(created=started, max_model_len=limit), *await _replica(request).models()]
+        return {"object": "list", "data": cards}
+
+    return models
+
+
+async def ready(request: Request) -> Response:
+    """200 once this replica answers requests, and as long as its engine lives."""
+    reason = _replica(request).not_ready
+    try:
+        await request.app.state.engine_client.check_health()
+    except Exception as error:  # noqa: BLE001 - vLLM's; not importable here
+        reason = f"the engine is dead: {type(error).__name__}"
+    return _json({"ready": not reason, "reason": reason or None}, status=503 if reason else 200)
+
+
+async def state(request: Request) -> dict[str, Any]:
+    """What is loaded, and which version each reference means here."""
+    return _replica(request).state()
+
+
+async def poll(request: Request) -> Any:
+    """Look at the registry now instead of at the next poll; answers when what moved is served."""
+    try:
+        await _replica(request).poll()
+    except AdapterHubError as error:
+        status, body = error_answer(error, path="/adapterhub/poll", request_id=request.headers["x-request-id"])
+        return _json(body, status=status)
+    return _replica(request).state()
+
+
+def _json(content: Any, *, status: int) -> Response:
+    if isinstance(content, bytes):
+        return Response(content, status_code=status, media_type="application/json")
+    return JSONResponse(content, status_code=status)

@@ -1,0 +1,221 @@
+"""Who may call what, and in which words a request reaches the engine. Pure: no I/O, no vLLM.
+
+    (method, raw path) ──► route        everything that is not listed here is 404
+    body["model"]      ──► base | AdapterRef
+    body               ──► the body that the engine sees: immutable model name, our salt, our chat template
+
+Without keys there is one caller, who may use everything, and the server listens on loopback alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from adapterhub.errors import NotFound, UsageError
+from adapterhub.refs import AdapterName, AdapterRef
+
+BASE = "base"  # the base model's name in requests
+MAX_BODY = 32 * 1024 * 1024  # bytes
+
+Kind = Literal["model", "open"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way in. ``model``: its JSON body names a model. ``open``: nothing to decide."""
+
+    path: str
+    kind: Kind
+    takes_template: bool = False  # whether the engine reads `chat_template` from the body
+    renders_chat: bool = False  # whether the engine applies a chat template at all
+    fills_cache: bool = False  # whether the prompt goes through the engine's prefix cache
+
+
+_ROUTES = {
+    ("POST", b"/v1/chat/completions"): Route(
+        "/v1/chat/completions", "model", takes_template=True, renders_chat=True, fills_cache=True
+    ),
+    ("POST", b"/v1/completions"): Route("/v1/completions", "model", fills_cache=True),
+    ("POST", b"/v1/responses"): Route("/v1/responses", "model", renders_chat=True, fills_cache=True),
+    ("POST", b"/v1/messages"): Route("/v1/messages", "model", renders_chat=True, fills_cache=True),
+    ("POST", b"/v1/messages/count_tokens"): Route("/v1/messages/count_tokens", "model", renders_chat=True),
+    ("POST", b"/v1/embeddings"): Route("/v1/embeddings", "model", fills_cache=True),
+    ("POST", b"/tokenize"): Route("/tokenize", "model", takes_template=True, renders_chat=True),
+    ("POST", b"/detokenize"): Route("/detokenize", "model"),
+    ("GET", b"/v1/models"): Route("/v1/models", "open"),
+    ("GET", b"/health"): Route("/health", "open"),
+    ("GET", b"/ready"): Route("/ready", "open"),
+    ("GET", b"/version"): Route("/version", "open"),
+    ("GET", b"/adapterhub/state"): Route("/adapterhub/state", "open"),
+    ("POST", b"/adapterhub/poll"): Route("/adapterhub/poll", "open"),
+}
+ALWAYS_OPEN = frozenset({"/health", "/ready"})  # answered before the server is ready
+
+# Fields that would let a caller reach past its own request, with the reason. A null is the same as absent.
+_REFUSED = {
+    "chat_template": "the template comes with the base or the adapter",
+    "priority": "the order of requests is decided here",
+    "kv_transfer_params": "cache transfer is between engines",
+    "ec_transfer_params": "cache transfer is between engines",
+    "vllm_xargs": "they reach into the engine's extensions",
+    "prompt_embeds": "a prompt is text or tokens",
+    "request_id": "send the header X-Request-Id",
+    "previous_response_id": "responses are not stored here; send the earlier turns in `input`",
+    "background": "responses are not stored here; send the request without it",
+}
+_MEDIA = re.compile(r"(image|audio|video|file)(_url)?|input_(image|audio|video|file)")
+_HEADERS = frozenset({b"x-request-id", b"x-vllm-priority", b"x-data-parallel-rank"})  # never the client's own
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. ``tenant`` is None for the one user of a server without keys."""
+
+    tenant: str | None
+
+    def may_use(self, name: AdapterName) -> bool:
+        return self.tenant is None or self.tenant == name.tenant
+
+    def salt(self, own: str | None) -> str:
+        """The prefix cache's salt: no two tenants share one, whatever ``own`` salt they send."""
+        return hashlib.sha256(json.dumps([self.tenant, own]).encode()).hexdigest()
+
+
+SINGLE_USER = Caller(tenant=None)
+
+
+def find_route(method: str, raw_path: bytes, path: str) -> Route:
+    """The route for a request line, compared byte for byte. Raises NotFound.
+
+    ``path`` is what the engine's router will look at: it must be the same text, so no escape, doubled slash or case
+    says one thing to us and another to the router.
+    """
+    route = _ROUTES.get((method, raw_path))
+    if route is None or path != route.path:
+        raise NotFound("there is no such route", why="see GET /v1/models and POST /v1/chat/completions")
+    return route
+
+
+def check_host(host: str | None) -> None:
+    """A server without keys answers to loopback names only: a web page must not reach it by DNS rebinding.
+
+    Raises UsageError.
+    """
+    if host is not None and not _LOOPBACK.fullmatch(host):
+        raise UsageError("the Host header is not this server's", why="without keys it answers to localhost alone")
+
+
+def request_id_of(headers: Mapping[bytes, bytes]) -> str | None:
+    """The caller's own X-Request-Id, where it is short and plain."""
+    found = headers.get(b"x-request-id", b"")
+    return found.decode() if _REQUEST_ID.fullmatch(found) else None
+
+
+def strip_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers that the engine may see: none that choose priority or engine, and not the old body's length."""
+    dropped = _HEADERS | {b"content-length", b"transfer-encoding"}
+    return [(name, value) for name, value in headers if name.lower() not in dropped]
+
+
+def read_body(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a request. Raises UsageError."""
+    try:
+        body = json.loads(raw, parse_constant=_no_constant)
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()  # 1e999 and lone surrogates are only read
+    except (ValueError, RecursionError) as error:
+        raise UsageError("the body is not JSON", why=str(error)[:200]) from error
+    if not isinstance(body, dict):
+        raise UsageError("the body must be a JSON object")
+    return body
+
+
+def read_model(body: Mapping[str, Any], caller: Caller) -> AdapterRef | None:
+    """Which model is asked for; None is the base.
+
+    Raises UsageError (no model), InvalidName (outside the grammar), NotFound (not the caller's).
+    """
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise UsageError("`model` is missing", why=f"name {BASE}, or an adapter like acme/support@prod")
+    if model == BASE:
+        return None
+    ref = AdapterRef.parse(model)
+    if not caller.may_use(ref.name):
+        raise not_found(ref)
+    return ref
+
+
+def not_found(ref: AdapterRef) -> NotFound:
+    """The one answer to what is not there and to what may not be seen."""
+    return NotFound(f"the model {ref} does not exist", why="see GET /v1/models")
+
+
+def rewrite(
+    body: Mapping[str, Any], *, route: Route, caller: Caller, model: str, chat_template: str | None = None
+) -> dict[str, Any]:
+    """The body that the engine sees.
+
+    ``model`` is the immutable name; ``chat_template`` the adapter's own where it differs from the base's. Raises
+    UsageError for what a caller may not send.
+    """
+    for field, why in _REFUSED.items():
+        if body.get(field) not in (None, False):
+            raise UsageError(f"`{field}` is not accepted", why=why)
+    kwargs = body.get("chat_template_kwargs")
+    if isinstance(kwargs, Mapping) and kwargs.keys() & {"chat_template", "tokenize"}:
+        raise UsageError("`chat_template_kwargs` is not accepted so", why=_REFUSED["chat_template"])
+    for part in _parts(body):
+        _check_media(part)
+    own = body.get("cache_salt")
+    if own is not None and not isinstance(own, str):
+        raise UsageError("`cache_salt` must be text")
+    if chat_template is not None and route.renders_chat and not route.takes_template:
+        raise UsageError(
+            f"{model} has a chat template of its own, which {route.path} cannot apply",
+            why="use /v1/chat/completions",
+        )
+    clean = {k: v for k, v in body.items() if k not in _REFUSED and k != "cache_salt"} | {"model": model}
+    if route.fills_cache:
+        clean["cache_salt"] = caller.salt(own)
+    if chat_template is not None and route.takes_template:
+        clean["chat_template"] = chat_template
+    return clean
+
+
+def _parts(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every JSON object below the conversation fields, at any depth: content parts nest in tool results."""
+    stack = [body.get(field) for field in ("messages", "input", "system", "prompt", "instructions")]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            yield value
+            stack.extend(
+                v for k, v in value.items() if k not in {"input", "arguments"}
+            )  # a tool's, never rendered as media
+        elif isinstance(value, list):
+            stack.extend(value)
+
+
+def _check_media(part: dict[str, Any]) -> None:
+    """Media come inside the request: the server fetches nothing, and nothing from another's cache."""
+    named = [part[key] for key in part if _MEDIA.fullmatch(key)]
+    if not named and not (isinstance(kind := part.get("type"), str) and _MEDIA.fullmatch(kind)):
+        return
+    if part.get("uuid") is not None:
+        raise UsageError("media by `uuid` are not accepted", why="send them as a data: URL")
+    sources = [part.get("source"), *named]
+    urls = [s if isinstance(s, str) else s.get("url") for s in sources if isinstance(s, str | dict)]
+    urls += [part.get("file_id"), part.get("file_url")]
+    if any(isinstance(url, str) and not url.startswith("data:") for url in urls):
+        raise UsageError("media by URL are not accepted", why="send them as a data: URL")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

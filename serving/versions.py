@@ -1,0 +1,88 @@
+"""A version's files on this machine, judged fit for this engine. Blocking: called from worker threads.
+
+`unfit` is the rule, told from the record alone; `Versions.fetch` brings the files and looks at them once more.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from adapterhub import peftdir
+from adapterhub.base import BaseModel
+from adapterhub.errors import AdapterError, AdapterHubError, BaseMismatch, NotFound, StorageError, Unsupported
+from adapterhub.manifest import BaseFingerprint, Record
+from adapterhub.registry.cache import Cache
+
+TEMPLATE = "chat_template.jinja"
+
+
+def unfit(record: Record, *, base: BaseFingerprint, max_lora_rank: int) -> AdapterHubError | None:
+    """Why this engine cannot serve a version; None where it can."""
+    manifest, name = record.manifest, record.ref
+    if record.verdicts.serve.answer == "no":
+        return Unsupported(f"{name} cannot be served", why=record.verdicts.serve.reason)
+    if manifest.base is not None and manifest.base.match(base) == "mismatch":
+        return BaseMismatch(
+            f"{name} was trained on another base", why=f"it was trained on {manifest.base.name}, this is {base.name}"
+        )
+    if manifest.lora.rank > max_lora_rank:
+        return Unsupported(
+            f"{name} has rank {manifest.lora.rank}",
+            why=f"this server was started with --max-lora-rank {max_lora_rank}",
+            hint=f"ah serve … --max-lora-rank {manifest.lora.rank}",
+        )
+    return None
+
+
+class Versions:
+    """Versions as this replica can serve them."""
+
+    def __init__(self, cache: Cache, *, base: BaseModel, max_lora_rank: int) -> None:
+        self._cache = cache
+        self._base = base
+        self._max_lora_rank = max_lora_rank
+        self._base_template = read_base_template(base.path)
+        self._templates: dict[str, str | None] = {}  # by digest: a folder may be deleted while its adapter serves
+
+    def unfit(self, record: Record) -> AdapterHubError | None:
+        return unfit(record, base=self._base.fingerprint, max_lora_rank=self._max_lora_rank)
+
+    def fetch(self, record: Record) -> Path:
+        """The version's verified folder, absolute; downloads what is not there.
+
+        Raises Unsupported, BaseMismatch, NotFound, StorageError, IntegrityError.
+        """
+        if refusal := self.unfit(record):
+            raise refusal
+        try:
+            path = self._cache.fetch(record).absolute()
+            self._base.check_factors(peftdir.read(path))
+        except BaseMismatch as error:
+            raise BaseMismatch(f"{record.ref} does not fit this base", why=error.why) from error
+        except (NotFound, AdapterError) as error:  # lost by the registry, or deleted here a moment ago
+            raise StorageError(f"the files of {record.ref} cannot be read", why=str(error)) from error
+        self._templates[record.digest] = self._own_template(record, path)
+        return path
+
+    def chat_template(self, record: Record) -> str | None:
+        """Of a version that was fetched before, without touching its files."""
+        return self._templates[record.digest]
+
+    def _own_template(self, record: Record, path: Path) -> str | None:
+        if not any(f.path == TEMPLATE for f in record.manifest.files):
+            return None
+        try:
+            template = (path / TEMPLATE).read_text(encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"the chat template of {record.ref} cannot be read", why=str(error)) from error
+        return None if template == self._base_template else template
+
+
+def read_base_template(path: Path) -> str:
+    """The chat template of a model folder; empty where it has none."""
+    if (path / TEMPLATE).is_file():
+        return (path / TEMPLATE).read_text(encoding="utf-8")
+    settings = path / "tokenizer_config.json"
+    template = json.loads(settings.read_bytes()).get("chat_template") if settings.is_file() else None
+    return template if isinstance(template, str) else ""

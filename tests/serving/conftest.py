@@ -1,0 +1,122 @@
+"""A registry in memory, adapters in it, and an engine that keeps vLLM's promises and none of its weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapterhub.base import BaseModel, find_base
+from adapterhub.manifest import Record
+from adapterhub.refs import AdapterName
+from adapterhub.registry import Registry, draft, open_registry
+from adapterhub.serving.config import ServeConfig
+from adapterhub.serving.replica import Replica
+
+Publish = Callable[..., Record]
+WAIT = 10  # seconds until a condition that must come true is given up
+
+
+class MemoryEngine:
+    """An `Engine` that holds folders: it refuses what vLLM would answer by evicting, or by ending.
+
+    ``gate`` holds loads back until it is set.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.held: dict[str, Path] = {}
+        self.loads: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+
+    async def load(self, name: str, path: Path) -> None:
+        self.loads.append(name)
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        assert (path / "adapter_config.json").is_file(), "vLLM would end here"
+        assert name not in self.held, "loaded twice"
+        assert len(self.held) < self.capacity, "vLLM would evict what may be in use"
+        self.held[name] = path
+
+    async def forget(self, name: str) -> None:
+        await asyncio.sleep(0)
+        del self.held[name]
+
+    @staticmethod
+    async def until(condition: Callable[[], object]) -> None:
+        """Let the loop run until ``condition`` holds."""
+        async with asyncio.timeout(WAIT):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return open_registry(f"memory://{tmp_path}")
+
+
+@pytest.fixture
+def base(tiny_base: Path) -> BaseModel:
+    return find_base(str(tiny_base))
+
+
+@pytest.fixture
+def publish(registry: Registry, base: BaseModel, adapter_factory: Callable[..., Path]) -> Publish:
+    """``publish("acme/support", seed=2, channel="prod")`` → the record."""
+    count = iter(range(1_000_000))
+
+    def make(
+        name: str = "acme/support",
+        *,
+        channel: str | None = None,
+        files: dict[str, str] | None = None,
+        **options: object,
+    ) -> Record:
+        number = next(count)
+        folder = adapter_factory(f"adapter-{number}", **({"seed": number} | options))
+        for file, text in (files or {}).items():
+            (folder / file).write_text(text)
+        record = registry.publish(draft(folder, base=base), name=AdapterName.parse(name), author="tests")
+        if channel:
+            registry.set_channel(record.name, channel, {record.version: 100}, who="tests")
+        return record
+
+    return make
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_base: Path, registry: Registry) -> ServeConfig:
+    return ServeConfig(
+        registry=registry.url,
+        cache=tmp_path / "cache",
+        base=tiny_base,
+        base_name="tiny",
+        host="127.0.0.1",
+        port=8000,
+        max_loras=2,
+        max_cpu_loras=3,
+        max_lora_rank=16,
+    )
+
+
+@pytest.fixture
+def engine(config: ServeConfig) -> MemoryEngine:
+    return MemoryEngine(config.max_cpu_loras)
+
+
+@pytest.fixture
+def replica(config: ServeConfig, registry: Registry, base: BaseModel, engine: MemoryEngine) -> Replica:
+    """Ready, and not watching: tests say when to look."""
+    replica = Replica(config, registry=registry, base=base, engine=engine)
+    replica.not_ready = ""
+    return replica
