@@ -80,13 +80,14 @@ def publish(registry: Registry, base: BaseModel, adapter_factory: Callable[..., 
         *,
         channel: str | None = None,
         files: dict[str, str] | None = None,
+        trained_on: BaseModel | None = None,
         **options: object,
     ) -> Record:
         number = next(count)
         folder = adapter_factory(f"adapter-{number}", **({"seed": number} | options))
         for file, text in (files or {}).items():
             (folder / file).write_text(text)
-        record = registry.publish(draft(folder, base=base), name=AdapterName.parse(name), author="tests")
+        record = registry.publish(draft(folder, base=trained_on or base), name=AdapterName.parse(name), author="tests")
         if channel:
             registry.set_channel(record.name, channel, {record.version: 100}, who="tests")
         return record
