@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.errors import ConfigError, DataError
@@ -39,7 +39,11 @@ class Example:
     input_ids: list[int]
     labels: list[int]
     where: str  # file:line
-    truncated: bool = False
+    length: int  # tokens before truncation
+
+    @property
+    def truncated(self) -> bool:
+        return self.length > len(self.input_ids)
 
     @property
     def trained(self) -> int:
@@ -88,10 +92,8 @@ class Labeler:
         if last < 0:
             raise DataError(f"{row.where}: no token of this row is trained on", hint="see ah train --show-labels 3")
         # What follows the last trained token changes no loss.
-        example = Example(ids[: last + 1], labels[: last + 1], row.where)
-        if max_length is None or len(example.input_ids) <= max_length:
-            return example
-        return replace(example, input_ids=ids[:max_length], labels=example.labels[:max_length], truncated=True)
+        end = min(last + 1, max_length or last + 1)
+        return Example(ids[:end], labels[:end], row.where, length=last + 1)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The text that serving would send for these messages."""

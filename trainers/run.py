@@ -1,0 +1,242 @@
+"""One training, one folder: everything that a person or `ah publish` asks about it later.
+
+runs/support-20260824-101500/
+├── config.yml            as given            ├── metrics.jsonl   a line a step
+├── config.resolved.yml   every default       ├── train.log       what the libraries said
+├── keys.json             fate of each key    ├── curves.png
+├── data.json             files, hashes       ├── report.html     one file, opens anywhere
+├── checkpoints/          to go on from       ├── adapter/        what is published
+└── run.json              written last: where it is, the training finished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import AlreadyExists, DataError, NotFound, StorageError
+from adapterhub.manifest import Lineage
+from adapterhub.runrecord import ADAPTER, FILE, RunRecord
+from adapterhub.trainers.config import Reading, TrainConfig, read_config
+from adapterhub.trainers.dialect import KeyFate
+from adapterhub.trainers.events import Listener, Stage, ignore
+from adapterhub.trainers.prepare import Prepared, Split, prepare
+from adapterhub.trainers.report import write_report
+from adapterhub.trainers.sft import Fitted, fit, last_checkpoint
+from adapterhub.trainers.yamlfile import read_yaml
+
+GIVEN, RESOLVED, KEYS, DATA = "config.yml", "config.resolved.yml", "keys.json", "data.json"
+_PACKAGES = ("adapterhub", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished training."""
+
+    folder: Path
+    record: RunRecord
+    fitted: Fitted
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / ADAPTER
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": str(self.folder),
+            "adapter": str(self.adapter),
+            "name": str(self.record.name) if self.record.name else None,
+            "steps": self.fitted.steps,
+            "train_loss": self.fitted.train_loss,
+            "eval_loss": self.fitted.eval_loss,
+            "seconds": round(self.fitted.seconds, 2),
+            "tokens": self.fitted.tokens,
+            "tokens_per_second": round(self.fitted.tokens / max(self.fitted.seconds, 1e-9), 1),
+        }
+
+
+def train(reading: Reading, prepared: Prepared, *, on_event: Listener = ignore) -> Result:
+    """Train in a new run folder.
+
+    Raises:
+        AlreadyExists: ``output_dir`` holds something already.
+        RunFailed, Interrupted, StorageError: see `trainers.sft.fit`.
+    """
+    folder = run_folder(prepared.config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_beginning(folder, reading, prepared)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
+    return _finish(folder, prepared, reading.fates, on_event, resume=False)
+
+
+def read_run(folder: Path) -> tuple[Reading, Prepared]:
+    """What a run that broke off was made of, to go on with `resume`.
+
+    Raises:
+        NotFound: it is no run folder, or holds no checkpoint.
+        AlreadyExists: the run is finished.
+        DataError: a data file changed since.
+    """
+    if not (folder / RESOLVED).is_file():
+        raise NotFound(f"{folder} is not a run folder", why=f"it has no {RESOLVED}", hint="ls runs")
+    if (folder / FILE).is_file():
+        raise AlreadyExists(f"the run {folder} is finished", hint=f"ah publish {folder}")
+    if last_checkpoint(folder) is None:
+        raise NotFound(
+            f"the run {folder} has no checkpoint",
+            why="it ended before the first one",
+            hint=f"start again: ah train {folder / GIVEN}",
+        )
+    reading = read_config(read_yaml(folder / RESOLVED))
+    prepared = prepare(reading.config)
+    recorded = json.loads((folder / DATA).read_bytes())
+    for now, then in zip(_files(prepared), recorded["files"], strict=True):
+        if now["sha256"] != then["sha256"]:
+            raise DataError(
+                f"{now['path']} is not what the run began with",
+                why="going on with other data would mix two trainings",
+                hint=f"bring it back, or start again: ah train {folder / GIVEN}",
+            )
+    return reading, prepared
+
+
+def resume(folder: Path, prepared: Prepared, *, on_event: Listener = ignore) -> Result:
+    """Go on from the last checkpoint: the same loss curve as without the break. Raises as `train`."""
+    fates = tuple(KeyFate(**entry) for entry in json.loads((folder / KEYS).read_bytes()))
+    return _finish(folder, prepared, fates, on_event, resume=True)
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """``output_dir``, or ``runs/NAME-TIME``. Raises AlreadyExists where it holds something."""
+    name = config.name.adapter if config.name else "adapter"
+    folder = Path(config.output_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        unfinished = (folder / RESOLVED).is_file() and not (folder / FILE).is_file()
+        raise AlreadyExists(
+            f"the run folder {folder} is not empty",
+            why="a run never writes over another one",
+            hint=f"ah train --resume {folder}" if unfinished else "name another with --out",
+        )
+    return folder
+
+
+def _finish(folder: Path, prepared: Prepared, fates: Sequence[KeyFate], on_event: Listener, *, resume: bool) -> Result:
+    try:
+        fitted = fit(prepared, folder, on_event=on_event, resume=resume)
+    except KeyboardInterrupt:
+        if last_checkpoint(folder) is None:  # nothing to go on from
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    on_event(Stage("writing the report"))
+    record = _record(prepared, fitted)
+    write_report(folder, prepared=prepared, fitted=fitted, fates=fates, environment=record.lineage.environment)
+    record.write(folder / FILE)
+    return Result(folder, record, fitted)
+
+
+def _write_beginning(folder: Path, reading: Reading, prepared: Prepared) -> None:
+    (folder / GIVEN).write_text(reading.given, encoding="utf-8")
+    (folder / RESOLVED).write_text(_resolved(prepared).to_yaml(), encoding="utf-8")
+    (folder / KEYS).write_text(json.dumps([asdict(f) for f in reading.fates], indent=1) + "\n", encoding="utf-8")
+    data = {
+        "files": _files(prepared),
+        "train": _counts(prepared.train),
+        "evaluation": _counts(prepared.evaluation) if prepared.evaluation else None,
+        "advice": prepared.advice,
+    }
+    (folder / DATA).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _resolved(prepared: Prepared) -> TrainConfig:
+    """The config with the files that were found, wherever it is read from."""
+    config, base = prepared.config, prepared.base
+    train, test = prepared.train.files, prepared.evaluation.files if prepared.evaluation else ()
+
+    def found(sources: Any, files: Any) -> Any:
+        return tuple(replace(s, path=str(f.path.absolute())) for s, f in zip(sources, files, strict=True))
+
+    return replace(
+        config,
+        base_model=str(base.path) if Path(config.base_model).expanduser().is_dir() else config.base_model,
+        datasets=found(config.datasets, train),
+        test_datasets=found(config.test_datasets, test) if config.test_datasets else (),
+        chat_template_jinja=prepared.template if config.chat_template == "jinja" else None,
+    )
+
+
+def _record(prepared: Prepared, fitted: Fitted) -> RunRecord:
+    config, base = prepared.config, prepared.base
+    metrics = {"train_loss": round(fitted.train_loss, 6)}
+    if fitted.eval_loss is not None:
+        metrics["eval_loss"] = round(fitted.eval_loss, 6)
+    # Of what was trained, not of where: the same training elsewhere has the same lineage.
+    portable = replace(
+        config,
+        base_model=base.name,
+        output_dir=None,
+        datasets=tuple(replace(s, path=Path(s.path).name) for s in config.datasets),
+        test_datasets=tuple(replace(s, path=Path(s.path).name) for s in config.test_datasets),
+    )
+    lineage = Lineage(
+        method="sft",
+        config_sha256=_sha256(portable.to_yaml().encode()),
+        data_sha256=tuple(file["sha256"] for file in _files(prepared)),
+        seed=config.seed,
+        metrics=metrics,
+        environment=environment(),
+    )
+    tokenizer = base.path / "tokenizer.json"
+    labels = dict(config.labels) | ({"description": config.description} if config.description else {})
+    return RunRecord(
+        base=base.fingerprint,
+        lineage=lineage,
+        name=config.name,
+        channel=config.channel,
+        labels=labels,
+        chat_template_sha256=_sha256(prepared.template.encode()) if prepared.template is not None else "",
+        tokenizer_sha256=_sha256(tokenizer.read_bytes()) if tokenizer.is_file() else "",
+    )
+
+
+def environment() -> Mapping[str, str]:
+    """Versions that decide about the bytes of an adapter."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _files(prepared: Prepared) -> list[dict[str, Any]]:
+    files = list(prepared.train.files)
+    files += [f for f in (prepared.evaluation.files if prepared.evaluation else ()) if f not in files]
+    return [
+        {"path": str(f.path), "sha256": f.sha256, "format": f.format, "detected": f.detected, "rows": len(f.rows)}
+        for f in files
+    ]
+
+
+def _counts(split: Split) -> dict[str, Any]:
+    return {
+        "rows": len(split.examples),
+        "tokens": split.tokens,
+        "trained_tokens": split.trained_tokens,
+        "dropped": list(split.dropped),
+        "truncated": split.truncated,
+    }
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
