@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -47,12 +48,14 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def copy_hashed(source: BinaryIO, target: BinaryIO) -> tuple[int, str]:
-    """Copy a stream to its end; returns bytes copied and their sha256 (hex)."""
+    """Copy a stream to its end; returns bytes copied and their sha256 (hex). A second thread hashes while this writes."""
     digest, size = hashlib.sha256(), 0
-    while chunk := source.read(_CHUNK):
-        target.write(chunk)
-        digest.update(chunk)
-        size += len(chunk)
+    with ThreadPoolExecutor(1) as hasher:
+        while chunk := source.read(_CHUNK):
+            hashing = hasher.submit(digest.update, chunk)
+            target.write(chunk)
+            size += len(chunk)
+            hashing.result()
     return size, digest.hexdigest()
 
 
