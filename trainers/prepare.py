@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.base import BaseModel, find_base
-from adapterhub.errors import ConfigError, DataError
+from adapterhub.errors import ConfigError, DataError, MissingDependency, NotFound
 from adapterhub.trainers import checks
 from adapterhub.trainers.config import DataSource, TrainConfig
 from adapterhub.trainers.data import Conversation, DataFile, Row, read_source
@@ -57,7 +57,8 @@ def prepare(config: TrainConfig, *, beside: Mapping[str, Path | None] | None = N
             ``test_datasets`` and ``config``, because flags speak of the working directory.
 
     Raises:
-        NotFound: the base is not there.
+        NotFound: the base, or its tokenizer, is not there.
+        MissingDependency: the ``train`` extra is not installed.
         DataError: a data file or row; a row without a trained token; no row is left.
         ConfigError: a template, token or target module that the base does not have.
     """
@@ -87,10 +88,21 @@ def prepare(config: TrainConfig, *, beside: Mapping[str, Path | None] | None = N
 
 
 def load_tokenizer(base: BaseModel, config: TrainConfig) -> Any:
-    """The base's tokenizer, with the config's special tokens. Raises ConfigError for one that it does not have."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=config.trust_remote_code)
+    """The base's tokenizer, with the config's special tokens. Raises as `prepare`."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingDependency(
+            "training needs transformers", why=str(error), hint='pip install "adapterhub[train]"'
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise NotFound(
+            f"the base {base.name} has no tokenizer that can be read",
+            why=str(error).strip().splitlines()[0],
+            hint=f"put the tokenizer's files beside its weights: ls {base.path}",
+        ) from error
     for key, token in config.special_tokens.items():
         if key not in ("pad_token", "eos_token", "bos_token", "unk_token"):
             raise ConfigError(f"special_tokens: {key!a} is not a special token", why="expects pad_token or eos_token")

@@ -103,8 +103,8 @@ def _page(
     fates: Sequence[KeyFate],
     environment: Mapping[str, str],
 ) -> str:
-    config = prepared.config
-    rows = len(prepared.train.examples)
+    config, train = prepared.config, prepared.train
+    rows = len(train.examples)
     cards = [
         ("evaluation loss", f"{fitted.eval_loss:.4f}" if fitted.eval_loss is not None else "no data"),
         ("training loss, mean", f"{fitted.train_loss:.4f}"),
@@ -118,9 +118,9 @@ def _page(
         ("base", f"{prepared.base.name} ({prepared.base.fingerprint.parameters:,} parameters)"),
         ("adapter", f"LoRA, rank {config.lora_r}, alpha {config.lora_alpha:g}, on "
          + ("all linear layers" if targets == "all-linear" else _joined(targets))),
-        ("training rows", f"{rows:,} with {prepared.train.tokens:,} tokens, {prepared.train.trained_tokens:,} trained on"
-         + (f"; {len(prepared.train.dropped)} dropped as too long" if prepared.train.dropped else "")
-         + (f"; {prepared.train.truncated} cut" if prepared.train.truncated else "")),
+        ("training rows", f"{rows:,} with {train.tokens:,} tokens, {train.trained_tokens:,} trained on"
+         + (f"; {len(train.dropped)} dropped as too long" if train.dropped else "")
+         + (f"; {train.truncated} cut" if train.truncated else "")),
         ("evaluation rows", f"{len(prepared.evaluation.examples):,}" if prepared.evaluation else "none"),
         ("data", ", ".join(f"{f.path.name} ({f.format}, sha256 {f.sha256[:12]})" for f in prepared.train.files)),
         ("seed", str(config.seed)),
@@ -185,7 +185,8 @@ pre {{ margin: 0; }}
 .approximated {{ background: #fef3c7; color: #92400e; }}
 .without {{ background: #e2e8f0; color: #475569; }}
 .where {{ color: #94a3b8; font-size: .8rem; white-space: nowrap; }}
-.advice {{ background: #fffbeb; border: 1px solid #fde68a; border-radius: .6rem; padding: .6rem 1rem; margin: 1rem 0 0; }}
+.advice {{ background: #fffbeb; border: 1px solid #fde68a; border-radius: .6rem; padding: .6rem 1rem;
+  margin: 1rem 0 0; }}
 </style></head><body><main>
 <h1>{title}</h1><p class="sub">{description}</p>
 <div class="cards">{cards}</div>

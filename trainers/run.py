@@ -79,7 +79,7 @@ def train(reading: Reading, prepared: Prepared, *, on_event: Listener = ignore) 
     return _finish(folder, prepared, reading.fates, on_event, resume=False)
 
 
-def read_run(folder: Path) -> tuple[Reading, Prepared]:
+def read_run(folder: Path) -> Prepared:
     """What a run that broke off was made of, to go on with `resume`.
 
     Raises:
@@ -97,8 +97,7 @@ def read_run(folder: Path) -> tuple[Reading, Prepared]:
             why="it ended before the first one",
             hint=f"start again: ah train {folder / GIVEN}",
         )
-    reading = read_config(read_yaml(folder / RESOLVED))
-    prepared = prepare(reading.config)
+    prepared = prepare(read_config(read_yaml(folder / RESOLVED)).config)
     recorded = json.loads((folder / DATA).read_bytes())
     for now, then in zip(_files(prepared), recorded["files"], strict=True):
         if now["sha256"] != then["sha256"]:
@@ -107,7 +106,7 @@ def read_run(folder: Path) -> tuple[Reading, Prepared]:
                 why="going on with other data would mix two trainings",
                 hint=f"bring it back, or start again: ah train {folder / GIVEN}",
             )
-    return reading, prepared
+    return prepared
 
 
 def resume(folder: Path, prepared: Prepared, *, on_event: Listener = ignore) -> Result:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import RunFailed, StorageError
+from adapterhub.peftdir import CONFIG, WEIGHTS
 from adapterhub.runrecord import ADAPTER
 from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.events import Listener, Stage
@@ -291,7 +292,7 @@ def _save_adapter(model: Any, folder: Path, prepared: Prepared) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(str(unfinished))
     (unfinished / "README.md").unlink(missing_ok=True)
-    file = unfinished / "adapter_config.json"
+    file = unfinished / CONFIG
     config = json.loads(file.read_bytes())
     config["base_model_name_or_path"] = prepared.base.name
     config["revision"] = prepared.base.commit
@@ -300,6 +301,7 @@ def _save_adapter(model: Any, folder: Path, prepared: Prepared) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if prepared.template is not None:
         (unfinished / "chat_template.jinja").write_text(prepared.template, encoding="utf-8")
+    (unfinished / WEIGHTS).chmod(0o644)  # safetensors writes for its owner only
     shutil.rmtree(final, ignore_errors=True)
     unfinished.rename(final)
 

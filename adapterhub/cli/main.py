@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import adapterhub
-from adapterhub.cli import browse, channel, doctor, publish, pull, status
+from adapterhub.cli import browse, channel, doctor, publish, pull, status, train
 from adapterhub.cli.output import report
 from adapterhub.errors import AdapterHubError
 
@@ -41,6 +41,7 @@ def _root(
     pass
 
 
+app.command("train")(train.train)
 app.command("publish")(publish.publish)
 app.command("ls")(browse.ls)
 app.command("show")(browse.show)
