@@ -33,6 +33,7 @@ SOURCES = sorted(
     f for folder in ("adapterhub", "registry", "serving", "trainers") for f in (ROOT / folder).rglob("*.py")
 )
 SHELL_BLOCK = re.compile(r"(?P<tested><!-- tested -->\n)?^```(?:sh|bash)\n(?P<code>.*?)^```$", re.M | re.S)
+COMMANDS = typer.main.get_command(app)
 GAP = "…"  # stands for what a page leaves out, or a value known at run time
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -106,7 +107,7 @@ def spelled(node: ast.expr) -> Iterator[str]:
 
 def complaint(arguments: list[str], *, whole: bool) -> str | None:
     """What is wrong with ``ah ARGUMENTS``. ``whole``: the arguments that the command requires must be there too."""
-    node: Any = typer.main.get_command(app)
+    node: Any = COMMANDS
     rest = list(arguments)
     while hasattr(node, "commands") and rest and not rest[0].startswith("-"):
         name = rest.pop(0)
