@@ -1,6 +1,6 @@
 """The Store protocol: the one primitive under the registry, "create this key unless it exists".
 
-Keys are ``/``-separated text built in `layout` alone. One contract suite (tests/registry/store_contract.py) runs
+Keys are ``/``-separated text built in `layout` alone. One contract suite (tests/registry/test_store_contract.py) runs
 against every implementation.
 """
 
