@@ -255,7 +255,6 @@ NO_EFFECT: Mapping[str, str] = {
     "hub_strategy": "an adapter is published with: ah publish RUN",
     "push_to_hub": "an adapter is published with: ah publish RUN",
     "debug": "see ah train --show-labels",
-    "group_by_length_buckets": "rows are sorted within windows of 50 batches",
     "plugins": "Axolotl's own plug-ins",
     "xformers_attention": _KERNELS,
     "loss_watchdog_threshold": "watch the loss in the progress line; a watchdog is not in this version",

@@ -1,0 +1,59 @@
+"""What the trainers' tests share: rows, configs, and a way to run `ah train`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+RowsWriter = Callable[..., Path]
+ConfigWriter = Callable[..., Path]
+
+
+def chat(*texts: str, system: str | None = None) -> dict[str, Any]:
+    """A row of alternating user and assistant messages."""
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return {"messages": messages}
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> RowsWriter:
+    """Writes a JSONL file: ``write_rows([row, …], name="train.jsonl")``."""
+
+    def write(rows: Iterable[Mapping[str, Any]], name: str = "train.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, tiny_base: Path, write_rows: RowsWriter) -> ConfigWriter:
+    """Writes a config that trains the tiny base in three steps; keyword arguments set keys, None takes one out."""
+
+    def write(*, rows: Iterable[Mapping[str, Any]] | None = None, **keys: Any) -> Path:
+        data = write_rows(rows or [chat(f"Say {i}.", f"Ahoy, {i}!") for i in range(12)])
+        values = {
+            "base_model": str(tiny_base),
+            "datasets": [{"path": data.name}],
+            "adapter": "lora",
+            "lora_r": 4,
+            "micro_batch_size": 2,
+            "max_steps": 3,
+            "learning_rate": 0.01,
+            "save_strategy": "no",
+            "output_dir": str(tmp_path / "run"),
+            "adapterhub": {"name": "acme/support"},
+        }
+        path = tmp_path / "config.yml"
+        kept = {key: value for key, value in (values | keys).items() if value is not None}
+        path.write_text(yaml.safe_dump(kept, sort_keys=False))
+        return path
+
+    return write

@@ -1,0 +1,265 @@
+"""The dialect is read strictly, and every key is accounted for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from adapterhub.errors import ConfigError, InvalidName
+from adapterhub.trainers.config import Reading, read_config
+from adapterhub.trainers.dialect import KEYS, LATER, NO_EFFECT, UNSERVABLE, Machine
+from adapterhub.trainers.yamlfile import parse_yaml, read_yaml
+
+SMALLEST = "base_model: x\ndatasets: [{path: train.jsonl}]\n"
+SEED = """\
+base_model: meta-llama/Llama-2-7b-hf
+model_type: LlamaForCausalLM
+datasets:
+  - path: train.jsonl
+    type: sharegpt
+adapter: lora
+lora_r: 16
+lora_alpha: 32
+lora_dropout: 0.05
+lora_target_modules: [q_proj, v_proj]
+sequence_len: 2048
+train_on_inputs: false
+flash_attention: true
+bf16: true
+micro_batch_size: 2
+gradient_accumulation_steps: 8
+num_epochs: 3
+learning_rate: 2e-4
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+warmup_ratio: 0.05
+"""
+
+
+def read(text: str, *, gpu: bool = False, **options: Any) -> Reading:
+    return read_config(parse_yaml(text, source="config.yml"), machine=Machine(gpu=gpu), **options)
+
+
+def fates(reading: Reading) -> dict[str, str]:
+    return {fate.key: fate.kind for fate in reading.fates}
+
+
+def test_the_smallest_config_has_axolotls_defaults() -> None:
+    config = read(SMALLEST).config
+    assert (config.lora_r, config.lora_alpha, config.sequence_len, config.micro_batch_size) == (16, 32, 512, 1)
+    assert (config.lora_target_modules, config.num_epochs, config.lr_scheduler) == ("all-linear", 1, "cosine")
+
+
+def test_a_common_axolotl_file_passes_and_every_key_has_a_fate() -> None:
+    reading = read(SEED)
+    config = reading.config
+    assert config.learning_rate == 2e-4  # YAML takes 2e-4 for text
+    assert config.lora_target_modules == ("q_proj", "v_proj")
+    assert config.attn_implementation == "sdpa"
+    found = fates(reading)
+    given = yaml.safe_load(SEED)
+    assert set(found) >= set(given) - {"datasets"}
+    for key in ("flash_attention", "bf16", "optimizer"):
+        assert found[key] == "approximated"
+    assert all(fate.where.startswith("config.yml:") for fate in reading.fates)
+
+
+def test_a_gpu_takes_the_same_file_at_its_word() -> None:
+    reading = read(SEED, gpu=True)
+    assert reading.config.attn_implementation == "flash_attention_2"
+    assert reading.config.optimizer == "adamw_bnb_8bit"
+    assert "approximated" not in fates(reading).values()
+
+
+@pytest.mark.parametrize(("task", "rank"), [("style", 8), ("domain", 16), ("reasoning", 64), ("full", 128)])
+def test_a_task_sets_the_rank(task: str, rank: int) -> None:
+    assert read(SMALLEST + f"adapterhub: {{task: {task}}}").config.lora_r == rank
+    assert read(SMALLEST + f"lora_r: 3\nadapterhub: {{task: {task}}}").config.lora_r == 3
+
+
+def test_null_is_unset() -> None:
+    reading = read(SMALLEST + "lora_r:\nwandb_project:\ndeepspeed: null\nno_such_key: null\n")
+    assert reading.config.lora_r == 16
+    assert not {"lora_r", "wandb_project", "deepspeed"} & set(fates(reading))
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "why"),
+    [
+        ("lora_rr: 4", "config.yml:3:1", "did you mean lora_r?"),
+        ("learning_rat: 4", "config.yml:3:1", "did you mean learning_rate?"),
+        ("adapterhub: {nam: a/b}", "config.yml:3:14", "did you mean name?"),
+        ("test_datasets: [{path: a, typ: b}]", "config.yml:3:27", "did you mean type?"),
+        ("zzzzzzzz: 1", "config.yml:3:1", "neither"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_place_and_a_suggestion(line: str, where: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(SMALLEST + line)
+    assert caught.value.what.startswith(where + ": unknown key")
+    assert why in caught.value.why
+
+
+def test_unknown_keys_can_be_noted_instead() -> None:
+    reading = read(SMALLEST + "lora_rr: 4", allow_unknown_keys=True)
+    assert fates(reading)["lora_rr"] == "without effect"
+    assert "did you mean lora_r?" in next(f.note for f in reading.fates if f.key == "lora_rr")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("lora_r: many", "a whole number from 1 to 512"),
+        ("lora_r: 0", "a whole number from 1 to 512"),
+        ("lora_r: 1024", "a whole number from 1 to 512"),
+        ("lora_r: true", "a whole number from 1 to 512"),
+        ("lora_alpha: 0", "a number above 0"),
+        ("lora_dropout: 1.5", "a number from 0 to 0.99"),
+        ("learning_rate: .inf", "a number above 0 to 1"),
+        ("learning_rate: .nan", "a number above 0 to 1"),
+        ("learning_rate: fast", "a number above 0 to 1"),
+        ("train_on_inputs: 3", "true or false"),
+        ("lr_scheduler: sinus", "one of cosine"),
+        ("optimizer: muon", "one of adamw_torch"),
+        ("adapter: dora", "one of lora, qlora"),
+        ("lora_target_modules: []", "a list of names"),
+        ("test_datasets: eval.jsonl", "a list like"),
+        ("adapterhub: acme/support", "lines like"),
+        ("adapterhub: {labels: [a]}", "lines like"),
+        ("save_strategy: sometimes", "no, steps or epoch"),
+        ("max_steps: 0", "a whole number from 1"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place_and_what_was_expected(line: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(SMALLEST + line)
+    assert caught.value.what.startswith("config.yml:3:")
+    assert expected in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("lora_r: [1", "config.yml:1:11"),
+        ("a: b\n  c: d\n", "config.yml:2:4"),
+        ("a: 'x", "config.yml:1:6"),
+        ("base_model: x\nbase_model: y\n", "config.yml:2:1: the key 'base_model' is there twice"),
+        ("- a\n- b\n", "config.yml:1:1: the file is no mapping"),
+        ("", "config.yml is empty"),
+        ("# nothing\n", "config.yml is empty"),
+        ("? [a, b]\n: c\n", "config.yml:1:3: a key must be a word"),
+        ("base_model: \x07", "config.yml is not YAML"),
+        ("base_model: \x00", "config.yml is not YAML"),
+        ("a: !!python/object/apply:os.system [true]\n", "config.yml:1:4"),
+    ],
+)
+def test_broken_yaml_is_refused_with_line_and_column(text: str, what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert caught.value.what.startswith(what)
+
+
+def test_an_alias_of_itself_is_no_endless_walk() -> None:
+    with pytest.raises(ConfigError, match="datasets expects a list"):
+        read("base_model: x\ndatasets: &a [*a]\n")
+
+
+@pytest.mark.parametrize("missing", ["base_model", "datasets"])
+def test_what_must_be_there_is_asked_for(missing: str) -> None:
+    kept = "".join(line + "\n" for line in SMALLEST.splitlines() if not line.startswith(missing))
+    with pytest.raises(ConfigError, match=f"{missing} is missing"):
+        read(kept)
+
+
+@pytest.mark.parametrize("key", sorted(LATER))
+def test_a_key_of_a_later_version_is_refused_unless_it_is_off(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is not in this version"):
+        read(SMALLEST + f"{key}: 7")
+    assert fates(read(SMALLEST + f"{key}: false"))[key] == "honoured"
+
+
+@pytest.mark.parametrize("key", sorted(UNSERVABLE))
+def test_what_cannot_be_served_is_refused_before_it_is_trained(key: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be served") as caught:
+        read(SMALLEST + f"{key}: [x]")
+    assert caught.value.why
+
+
+def test_an_adapter_on_the_head_is_refused() -> None:
+    with pytest.raises(ConfigError, match="an adapter on lm_head cannot be served"):
+        read(SMALLEST + "lora_target_modules: [q_proj, lm_head]")
+
+
+@pytest.mark.parametrize("key", [*NO_EFFECT, "wandb_watch", "liger_rope", "mlflow_tracking_uri"])
+def test_a_key_without_effect_is_said_to_have_none(key: str) -> None:
+    reading = read(SMALLEST + f"{key}: 1")
+    assert fates(reading)[key] == "without effect"
+    assert next(f.note for f in reading.fates if f.key == key)
+
+
+def test_no_key_stands_in_two_tables() -> None:
+    tables = [KEYS, NO_EFFECT, LATER, UNSERVABLE]
+    assert sum(map(len, tables)) == len(set().union(*tables))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "adapter: qlora\nload_in_4bit: false",
+        "load_in_4bit: true",
+        "val_set_size: 0.1\ntest_datasets: [{path: a}]",
+        "chat_template: jinja",
+        "chat_template_jinja: a.jinja",
+        "eval_steps: 5\nevals_per_epoch: 2",
+        "bf16: true\nfp16: true",
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(lines: str) -> None:
+    with pytest.raises(ConfigError, match="contradicts"):
+        read(SMALLEST + lines)
+
+
+@pytest.mark.parametrize("name", ["../x", "acme", "acme/a b", "ACME/x", "acme/" + "x" * 64, "acme/base"])
+def test_a_name_outside_the_grammar_is_refused(name: str) -> None:
+    with pytest.raises(InvalidName, match=r"config\.yml:3:14"):
+        read(SMALLEST + f"adapterhub: {{name: {name!r}}}")
+
+
+def test_flags_win_over_the_file_and_are_named_in_errors() -> None:
+    flags = {"lora_r": ("--rank", 8), "adapterhub.name": ("--name", "acme/support")}
+    reading = read(SMALLEST + "lora_r: 4", flags=flags)
+    assert reading.config.lora_r == 8
+    assert str(reading.config.name) == "acme/support"
+    assert next(f.where for f in reading.fates if f.key == "lora_r") == "--rank"
+    assert yaml.safe_load(reading.given)["lora_r"] == 8
+    with pytest.raises(ConfigError, match="--rank: lora_r expects"):
+        read(SMALLEST, flags={"lora_r": ("--rank", 0)})
+    with pytest.raises(InvalidName, match="--name"):
+        read(SMALLEST, flags={"adapterhub.name": ("--name", "nope")})
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "",
+        "adapterhub: {name: acme/support, task: full, channel: canary, labels: {team: a}, description: Hé}\n",
+        "adapter: qlora\nlora_target_modules: [q_proj]\nval_set_size: 0.25\nspecial_tokens: {pad_token: x}\n",
+        "lora_target_modules: .*proj\nlora_target_linear: false\ntest_datasets: [{path: e, roles: {user: [human]}}]\n",
+    ],
+)
+def test_a_resolved_config_reads_as_itself(extra: str) -> None:
+    first = read(SMALLEST + extra).config
+    assert read(first.to_yaml()).config == first
+
+
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_yaml(tmp_path / "none.yml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_yaml(tmp_path)
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        read_yaml(tmp_path / "binary.yml")

@@ -1,0 +1,173 @@
+"""Data is read whole and strictly: every bad row is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.errors import DataError
+from adapterhub.trainers.config import DataSource
+from adapterhub.trainers.data import Conversation, DataFile, Text, read_source
+
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}
+CHAT = {"messages": [USER, ANSWER]}
+
+
+def read(path: Path, **options: Any) -> DataFile:
+    return read_source(DataSource(path=str(path), **options))
+
+
+def lines(tmp_path: Path, *rows: Any, name: str = "train.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_bytes(b"".join(r if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in rows))
+    return path
+
+
+def test_chat_rows_are_told_from_the_rows(tmp_path: Path) -> None:
+    path = lines(tmp_path, CHAT, CHAT)
+    file = read(path)
+    assert (file.format, file.detected, len(file.rows)) == ("messages", True, 2)
+    assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    row = file.rows[1]
+    assert isinstance(row, Conversation)
+    assert row.where == f"{path}:2"
+    assert row.messages == (USER, ANSWER)
+
+
+def test_prompt_and_completion_are_plain_text_or_messages(tmp_path: Path) -> None:
+    file = read(
+        lines(tmp_path, {"prompt": "2+2=", "completion": "4"}, {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]})
+    )
+    text, chat = file.rows
+    assert isinstance(text, Text)
+    assert (text.prompt, text.completion) == ("2+2=", "4")
+    assert isinstance(chat, Conversation)
+    assert (len(chat.messages), chat.first_trained) == (4, 3)
+
+
+def test_sharegpt_roles_are_mapped(tmp_path: Path) -> None:
+    turns = [{"from": "system", "value": "S"}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy"}]
+    file = read(lines(tmp_path, {"conversations": turns}))
+    assert file.format == "sharegpt"
+    row = file.rows[0]
+    assert isinstance(row, Conversation)
+    assert [m["role"] for m in row.messages] == ["system", "user", "assistant"]
+    assert row.messages[2]["content"] == "Ahoy"
+
+
+def test_fields_and_roles_can_be_renamed(tmp_path: Path) -> None:
+    path = lines(tmp_path, {"turns": [{"who": "client", "what": "Hi"}, {"who": "agent", "what": "Ahoy"}]})
+    file = read(
+        path,
+        type="chat_template",
+        field_messages="turns",
+        role_property="who",
+        content_property="what",
+        roles={"client": "user", "agent": "assistant"},
+    )
+    row = file.rows[0]
+    assert isinstance(row, Conversation)
+    assert row.messages == (USER, ANSWER)
+
+
+def test_tool_calls_reach_the_template_as_objects(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"city": "Rome"}'}}
+    tool = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+    row = {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}], "tools": [tool]}
+    found = read(lines(tmp_path, row, row | {"tools": json.dumps([tool])})).rows
+    for conversation in found:
+        assert isinstance(conversation, Conversation)
+        assert conversation.messages[1]["content"] == ""
+        assert conversation.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
+        assert conversation.tools == (tool,)
+
+
+def test_byte_order_mark_crlf_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    row = json.dumps(CHAT).encode()
+    file = read(lines(tmp_path, b"\xef\xbb\xbf" + row + b"\r\n", b"\r\n", b"\n", row))
+    assert [row.where.rsplit(":", 1)[1] for row in file.rows] == ["1", "4"]
+
+
+def test_a_path_is_looked_up_beside_the_config_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    lines(here, CHAT)
+    assert read_source(DataSource(path="train.jsonl"), beside=there).path == Path("train.jsonl")
+    lines(there, CHAT)
+    assert read_source(DataSource(path="train.jsonl"), beside=there).path == there / "train.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        (b"{nope}\n", "not JSON, column 2"),
+        (b"\n\n[1]\n", ":3: the row is a list"),
+        (b'{"messages": "\xff"}\n', "byte 14 is not UTF-8"),
+        (b"[" * 100_000 + b"\n", "not JSON, nested too deep"),
+        ({}, "no known format, the row has nothing"),
+        ({"instruction": "a", "output": "b"}, "no known format, the row has instruction, output"),
+        ({**CHAT, "prompt": "a", "completion": "b"}, "both messages and prompt/completion"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": "Hi"}, "messages is text"),
+        ({"messages": ["Hi"]}, "messages[0] is text"),
+        ({"messages": [USER]}, "no assistant message"),
+        ({"messages": [{"content": "Hi"}, ANSWER]}, "messages[0].role is missing"),
+        ({"messages": [{"role": "human", "content": "Hi"}, ANSWER]}, 'messages[0].role is "human"'),
+        ({"messages": [{"role": "user"}, ANSWER]}, "messages[0].content is missing"),
+        ({"messages": [{"role": "user", "content": 3}, ANSWER]}, "messages[0].content is a number"),
+        ({"messages": [USER, {"role": "assistant", "content": " "}]}, "messages[1] is an empty assistant message"),
+        ({"messages": [{**USER, "tool_calls": [{}]}, ANSWER]}, "messages[0] has tool_calls, and its role is user"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "tool_calls[0] names no function"),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]},
+            "arguments is not JSON",
+        ),
+        ({**CHAT, "tools": [{"name": "f"}]}, "tools[0] names no function"),
+        ({**CHAT, "tools": "["}, "tools is not JSON"),
+        (
+            {**CHAT, "tools": [{"type": "function", "function": {"name": "f", "parameters": "x"}}]},
+            "tools[0].function.parameters is no JSON schema",
+        ),
+        ({"prompt": "a", "completion": ""}, "completion is empty"),
+        ({"prompt": "a", "completion": None}, "completion is missing"),
+        ({"prompt": "a", "completion": [ANSWER]}, "completion is a list"),
+        ({"prompt": [USER], "completion": [USER]}, "no assistant message"),
+        ({"conversations": [{"from": "alien", "value": "x"}]}, 'conversations[0].from is "alien"'),
+    ],
+)
+def test_a_bad_row_is_named_with_what_was_expected(tmp_path: Path, row: Any, what: str) -> None:
+    path = lines(tmp_path, row)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert caught.value.what.startswith(f"{path}:")
+    assert what in caught.value.what
+    assert "expected" in caught.value.why
+
+
+def test_all_bad_rows_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
+    rows = [CHAT if i % 2 else {"messages": []} for i in range(20)]
+    with pytest.raises(DataError) as caught:
+        read(lines(tmp_path, *rows))
+    assert caught.value.what.endswith("train.jsonl:1: messages is empty")
+    assert "10 of 20 rows are bad, also lines 3, 5, 7, 9 and 5 more" in caught.value.why
+
+
+def test_a_row_of_another_format_than_the_first_is_bad(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=":2: no messages"):
+        read(lines(tmp_path, CHAT, {"prompt": "a", "completion": "b"}))
+
+
+def test_missing_empty_and_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="was not found"):
+        read(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="is a folder"):
+        read(tmp_path)
+    for content in (b"", b"\n\n"):
+        with pytest.raises(DataError, match="is empty"):
+            read(lines(tmp_path, content))
