@@ -22,6 +22,9 @@ from adapterhub import peftdir
 from adapterhub.errors import AdapterError, BaseMismatch, NotFound, StorageError
 from adapterhub.manifest import BaseFingerprint, canonical_json
 
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
 _EDGE = 65_536  # bytes hashed at each end of a tensor
 _VALUES = 16_384  # elements compared at each end, whatever the dtype: 64 KiB of float32
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -38,8 +41,7 @@ class BaseModel:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        config: dict[str, Any] = json.loads((self.path / "config.json").read_bytes())
-        return config
+        return _read_json(self.path / "config.json")
 
     @cached_property
     def tensors(self) -> Mapping[str, tuple[Path, peftdir.Tensor]]:
@@ -51,12 +53,27 @@ class BaseModel:
         return dict(sorted(found.items()))
 
     @cached_property
+    def weight_map(self) -> Mapping[str, str] | None:
+        """Tensor → file name, from the index of a sharded checkpoint; None where one file holds all."""
+        index = self.path / INDEX
+        if (self.path / SINGLE).is_file() or not index.is_file():  # transformers looks in this order too
+            return None
+        found = _read_json(index).get("weight_map")
+        if not isinstance(found, dict) or not all(_is_plain_name(name) for name in found.values()):
+            raise StorageError(
+                f"{index} is broken",
+                why="its weight_map must name files of its own folder",
+                hint="fetch the base model again",
+            )
+        return found
+
+    @cached_property
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files that the index names, or the only ones there are."""
-        index = self.path / "model.safetensors.index.json"
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-            return tuple(self.path / name for name in names)
+        if self.weight_map is not None:
+            return tuple(self.path / name for name in sorted(set(self.weight_map.values())))
+        if (self.path / SINGLE).is_file():
+            return (self.path / SINGLE,)
         return tuple(sorted(self.path.glob("*.safetensors")))
 
     def weight_of(self, module: str) -> peftdir.Tensor | None:
@@ -174,6 +191,22 @@ def _checked(base: BaseModel) -> BaseModel:
             hint="name a folder that save_pretrained wrote",
         )
     return base
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    except ValueError as error:
+        raise StorageError(f"{path} is not JSON", why=str(error), hint="fetch the base model again") from error
+    if not isinstance(data, dict):
+        raise StorageError(f"{path} is broken", why="it is no JSON object", hint="fetch the base model again")
+    return data
+
+
+def _is_plain_name(name: object) -> bool:
+    return isinstance(name, str) and name not in {"", ".", ".."} and not set(name) & set("/\\\0")
 
 
 def _edges(file: BinaryIO, tensor: peftdir.Tensor, count: int) -> tuple[bytes, bytes]:

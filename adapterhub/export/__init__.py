@@ -1,1 +1,27 @@
-"""."""
+"""Export: base + adapter → a standalone model that needs neither AdapterHub nor PEFT.
+
+    from adapterhub.base import find_base
+    from adapterhub.export import export_model
+
+    result = export_model(Path("runs/support/adapter"), find_base("Qwen/Qwen3-0.6B"), Path("support-model"))
+    print(result.path, result.certificate.worst_steps)
+
+A model is exported in this order, and nothing of it has its final name before the end:
+
+    plan         from headers alone: every factor's tensor, scale and place, or the reason why not
+    merge        streams the weights: float32 W + s·B·A in row blocks, rounded once; memory does not grow with the model
+    sidecars     config, tokenizer, chat template, generation config · card    the lineage, for people
+    certificate  reads it all again with other arithmetic; `export.json`
+    staging      a locked folder beside the target, a journal, fsync, rename
+
+Where next: `model` (the main path), `layout` (what happens to each byte), `certificate` (what is proven).
+Paths in, path out: nothing here knows where versions live.
+"""
+
+from __future__ import annotations
+
+from adapterhub.export.certificate import Certificate, verify
+from adapterhub.export.model import ExportResult, export_model
+from adapterhub.export.plan import Plan, plan_export
+
+__all__ = ["Certificate", "ExportResult", "Plan", "export_model", "plan_export", "verify"]

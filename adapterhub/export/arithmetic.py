@@ -1,0 +1,84 @@
+"""The sum itself: float32 W + scale · B·A, rounded once. The only file of the export that knows torch.
+
+PEFT on a CPU rounds B·A to the base's dtype and then rounds the sum again: 5 % of bfloat16 weights come out one step
+off. Here every block is widened to float32, added to, and rounded once (to nearest, ties to even).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import Unsupported
+from adapterhub.export.files import read_at
+from adapterhub.export.layout import Delta, Rows
+from adapterhub.peftdir import Tensor
+
+
+@dataclass(frozen=True)
+class Product:
+    """A delta ready to add, in float32: ΔW = scale · left @ right, left (rows, rank), right (rank, columns)."""
+
+    left: Any  # torch.Tensor
+    right: Any  # torch.Tensor
+    scale: float
+
+
+def product(delta: Delta, weights: Path) -> Product:
+    """Read a delta's two factors from the adapter's weight file."""
+    a, b = _read(delta.factor.a, weights), _read(delta.factor.b, weights)
+    left, right = (a.T.contiguous(), b.T.contiguous()) if delta.transposed else (b, a)
+    return Product(left, right, delta.factor.scale)
+
+
+def rewrite(raw: bytearray, rows: Rows, delta: Product | None) -> memoryview:
+    """The new bytes of a block from its old ones, which float32 ones overwrite.
+
+    Raises Unsupported where float16 cannot hold a value.
+    """
+    import torch
+
+    old = torch.frombuffer(raw, dtype=_dtype(rows.operation.source.dtype), count=rows.elements)
+    block = old.to(torch.float32).view(-1, rows.columns)
+    if delta is not None:
+        block.addmm_(delta.left[rows.first : rows.last], delta.right, alpha=delta.scale)
+    new = block.to(_dtype(rows.operation.dtype))
+    if new.dtype == torch.float16 and bool(new.isinf().any()) and not bool(block.isinf().any()):
+        raise Unsupported(
+            f"{rows.operation.source.name} does not fit float16",
+            why=f"it holds {float(block.abs().max()):.3g}, float16 ends at 65504",
+            hint="export with --dtype bfloat16 or float32",
+        )
+    return memoryview(new.view(-1).view(torch.uint8).numpy())
+
+
+@contextmanager
+def one_thread_a_block() -> Iterator[None]:
+    """Blocks run side by side, so torch must not split each one again; nor may it round products to bfloat16."""
+    import torch
+
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+def _read(tensor: Tensor, file: Path) -> Any:
+    """One tensor of a safetensors file, as float32."""
+    import torch
+
+    raw = read_at(file, tensor.start, tensor.end - tensor.start)
+    return torch.frombuffer(raw, dtype=_dtype(tensor.dtype)).view(tensor.shape).to(torch.float32)
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]

@@ -1,0 +1,354 @@
+"""The proof beside the model: `export.json`, and what it says was checked.
+
+The check shares no arithmetic with the merge: it reads the base, the adapter and the result again with numpy.
+
+* every byte of what the plan keeps is the base's, and every header is the planned one
+* of every merged tensor, sampled rows are the float64 sum W + s·B·A rounded once. Allowed beyond half a step of the
+  output dtype is what a float32 sum of r products may lose, γ(r+4) · (|W| + |s|·|B||A|) with γ(n) = n·2⁻²⁴ (Higham,
+  *Accuracy and Stability of Numerical Algorithms*, 3.1): never more, and hardly ever that
+* of every merged tensor, ‖W' − W‖ over all elements is ‖s·B·A‖, which the factors give without the product:
+  s²·tr((BᵀB)(AAᵀ)); allowed is what the rounding of W' may add
+* what is only cast is the base's value, rounded once
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adapterhub import peftdir
+from adapterhub.errors import IntegrityError, NotFound
+from adapterhub.export.files import read_at
+from adapterhub.export.layout import WIDTH, Copy, Delta, FilePlan, Operation, Rows, blocks
+from adapterhub.export.parallel import in_order
+from adapterhub.export.plan import Plan
+from adapterhub.manifest import to_plain
+
+FILE = "export.json"
+FORMAT = 1
+
+_ROWS = 8  # sampled of every merged tensor
+_DIGITS = {"F32": 24, "F16": 11, "BF16": 8}  # bits of the significand
+_TINIEST = {"F32": 2.0**-149, "F16": 2.0**-24, "BF16": 2.0**-133}  # the smallest step
+_UNIT = 2.0**-24  # rounding of one float32 operation
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """What was found of one merged tensor."""
+
+    tensor: str
+    rank: int
+    scale: float
+    norm_planned: float  # ‖s·B·A‖, Frobenius, from the factors
+    norm_found: float  # ‖W' − W‖
+    sampled: int  # elements compared with float64
+    not_nearest: int  # of these, how many are not the float64 sum rounded once
+    worst_steps: float  # largest distance to that sum, in steps (ulps) at the larger of W and W': 0.5 is perfect
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """All checks passed; otherwise there is none."""
+
+    merged: tuple[TensorCheck, ...]
+    planned: int  # tensors to be merged
+    cast: int  # tensors whose dtype changed and nothing else
+    kept: int  # tensors with the base's bytes
+    kept_bytes: int  # bytes compared with the base's
+
+    @property
+    def sampled(self) -> int:
+        return sum(check.sampled for check in self.merged)
+
+    @property
+    def not_nearest(self) -> int:
+        return sum(check.not_nearest for check in self.merged)
+
+    @property
+    def worst_steps(self) -> float:
+        return max((check.worst_steps for check in self.merged), default=0.0)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "merged": {"planned": self.planned, "applied": len(self.merged)},
+            "cast": self.cast,
+            "kept": {"tensors": self.kept, "bytes_identical": self.kept_bytes},
+            "float64": {
+                "sampled": self.sampled,
+                "not_nearest": self.not_nearest,
+                "worst_steps": round(self.worst_steps, 6),
+            },
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.summary(), "tensors": [to_plain(check) for check in self.merged]}
+
+
+def certify(plan: Plan, folder: Path) -> Certificate:
+    """Check the files in ``folder`` against base and adapter. Raises IntegrityError at the first that is not right."""
+    checks = []
+    kept_bytes = 0
+    for file in plan.files:
+        _check_header(file, folder / file.name)
+        found: dict[str, _Found] = {}
+        for part in in_order(_jobs(file, folder / file.name, plan.adapter.path / peftdir.WEIGHTS)):
+            if isinstance(part, int):
+                kept_bytes += part
+            else:
+                before = found.get(part.factors.name)
+                found[part.factors.name] = before + part if before else part
+        checks += [part.judge() for part in found.values()]
+    return Certificate(
+        merged=tuple(checks),
+        planned=len(plan.merged),
+        cast=sum(not op.kept and op.delta is None for op in plan.operations),
+        kept=sum(op.kept for op in plan.operations),
+        kept_bytes=kept_bytes,
+    )
+
+
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name → size and sha256 of every file in the folder but hidden ones and the certificate itself."""
+    paths = sorted(p for p in folder.iterdir() if p.is_file() and p.name != FILE and not p.name.startswith("."))
+    return dict(in_order(partial(_hash_file, path) for path in paths))
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Compare a model's files with its certificate, which is returned.
+
+    Raises:
+        NotFound: the folder has no certificate.
+        IntegrityError: a file was changed, added or lost since the export.
+    """
+    try:
+        certificate: dict[str, Any] = json.loads((folder / FILE).read_bytes())
+        expected: dict[str, Any] = certificate["files"]
+    except OSError as error:
+        raise NotFound(
+            f"{folder} has no certificate", why=f"there is no {FILE} in it", hint="export it again: ah export …"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{folder / FILE} cannot be read", why=repr(error)) from error
+    found = hash_files(folder)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            what = "was changed" if name in expected and name in found else "is missing"
+            what = what if name in expected else "is not of this export"
+            raise IntegrityError(
+                f"{folder / name} {what}", why=f"{FILE} says otherwise", hint="export the model again: ah export …"
+            )
+    return certificate
+
+
+# ── one block ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """One tensor's factors in float64, and what follows from them."""
+
+    name: str
+    dtype: str
+    rank: int
+    scale: float
+    left: Array  # (rows, rank)
+    right: Array  # (rank, columns)
+
+    @property
+    def norm(self) -> float:
+        """‖s·B·A‖ by the Gram matrices of the factors."""
+        gram = (self.left.T @ self.left) * (self.right @ self.right.T).T
+        return abs(self.scale) * math.sqrt(max(0.0, float(gram.sum())))
+
+    @property
+    def bound(self) -> float:
+        """|s|·‖B‖·‖A‖: at least the norm of |s|·|B||A|."""
+        return abs(self.scale) * float(np.linalg.norm(self.left) * np.linalg.norm(self.right))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Sums over some blocks of one merged tensor."""
+
+    factors: _Factors
+    elements: int
+    change: float  # ‖W' − W‖²
+    old: float  # ‖W‖²
+    new: float  # ‖W'‖²
+    sampled: int
+    not_nearest: int
+    worst_steps: float
+
+    def __add__(self, other: _Found) -> _Found:
+        return replace(
+            self,
+            elements=self.elements + other.elements,
+            change=self.change + other.change,
+            old=self.old + other.old,
+            new=self.new + other.new,
+            sampled=self.sampled + other.sampled,
+            not_nearest=self.not_nearest + other.not_nearest,
+            worst_steps=max(self.worst_steps, other.worst_steps),
+        )
+
+    def judge(self) -> TensorCheck:
+        """Raises IntegrityError where the whole tensor did not change by what the factors say."""
+        planned, found = self.factors.norm, math.sqrt(self.change)
+        rounding = 2.0 ** -_DIGITS[self.factors.dtype] * math.sqrt(self.new)
+        rounding += _TINIEST[self.factors.dtype] * math.sqrt(self.elements)
+        summing = (self.factors.rank + 4) * _UNIT * (math.sqrt(self.old) + self.factors.bound)
+        if not abs(found - planned) <= rounding + summing + 1e-5 * planned:
+            raise IntegrityError(
+                f"the merged {self.factors.name} is wrong",
+                why=f"it differs from the base by {found:.6g}, the adapter says {planned:.6g} (Frobenius norm)",
+                hint="export again; if it stays so, check the disk, and report it",
+            )
+        return TensorCheck(
+            tensor=self.factors.name,
+            rank=self.factors.rank,
+            scale=self.factors.scale,
+            norm_planned=planned,
+            norm_found=found,
+            sampled=self.sampled,
+            not_nearest=self.not_nearest,
+            worst_steps=self.worst_steps,
+        )
+
+
+def _jobs(file: FilePlan, target: Path, weights: Path) -> Iterator[Callable[[], int | _Found]]:
+    operation: Operation | None = None
+    factors: _Factors | None = None
+    for block in blocks(file):
+        if isinstance(block, Copy):
+            yield partial(_check_copy, file.source, target, block)
+            continue
+        if block.operation is not operation:
+            operation = block.operation
+            factors = _factors(operation, operation.delta, weights) if operation.delta else None
+        yield partial(_check_rows, file.source, target, block, factors)
+
+
+def _check_header(file: FilePlan, target: Path) -> None:
+    if target.stat().st_size != file.size or bytes(read_at(target, 0, len(file.header))) != file.header:
+        raise IntegrityError(f"the header of {file.name} is not the planned one", hint="export again")
+
+
+def _check_copy(source: Path, target: Path, block: Copy) -> int:
+    if read_at(source, block.source, block.length) != read_at(target, block.target, block.length):
+        raise IntegrityError(
+            f"{target.name} differs from the base where nothing should change",
+            why=f"within {block.length} bytes from byte {block.target}",
+            hint="export again; if it stays so, check the disk",
+        )
+    return block.length
+
+
+def _check_rows(source: Path, target: Path, rows: Rows, factors: _Factors | None) -> int | _Found:
+    old_dtype, new_dtype = rows.operation.source.dtype, rows.operation.dtype
+    old = widen(read_at(source, rows.source, rows.elements * WIDTH[old_dtype]), old_dtype)
+    new = widen(read_at(target, rows.target, rows.elements * WIDTH[new_dtype]), new_dtype)
+    if factors is None:
+        if not np.array_equal(new, old):  # they are equal where the new dtype holds all values of the old one
+            _refuse_far(rows, new, distance(new, old.astype(np.float64), new_dtype), np.zeros(1))
+        return 0
+    shape = (-1, rows.columns)
+    sampled, not_nearest, worst = _check_samples(rows, old.reshape(shape), new.reshape(shape), factors)
+    with np.errstate(invalid="ignore", over="ignore"):
+        change = new - old
+    squares = (_square(change), _square(old), _square(new))
+    return _Found(factors, rows.elements, *squares, sampled, not_nearest, worst)
+
+
+def _check_samples(rows: Rows, old: Array, new: Array, factors: _Factors) -> tuple[int, int, float]:
+    """Elements compared, how many are not the nearest, the largest distance in steps."""
+    chosen = _sample(rows)
+    if not len(chosen):
+        return 0, 0, 0.0
+    left = factors.left[chosen]
+    before, after = old[chosen - rows.first].astype(np.float64), new[chosen - rows.first]
+    truth = before + factors.scale * (left @ factors.right)
+    magnitude = np.abs(before) + abs(factors.scale) * (np.abs(left) @ np.abs(factors.right))
+    steps = distance(after, truth, factors.dtype)
+    allowed = (factors.rank + 4) * _UNIT * magnitude / step(truth, factors.dtype)
+    _refuse_far(rows, after, steps, allowed)
+    # Where W and s·B·A nearly cancel, the steps around the small sum are finer than what float32 keeps of the two.
+    coarse = steps * step(truth, factors.dtype) / step(np.maximum(np.abs(truth), np.abs(before)), factors.dtype)
+    return int(after.size), int((steps > 0.5).sum()), float(coarse.max(initial=0))
+
+
+def _refuse_far(rows: Rows, after: Array, steps: Array, allowed: Array) -> None:
+    if after.size and not bool((steps <= 0.5 + allowed).all()):
+        raise IntegrityError(
+            f"the new {rows.operation.source.name} is wrong",
+            why=f"rows {rows.first} to {rows.last} hold a value {float(np.nanmax(steps)):.3g} steps from the right one",
+            hint="export again; if it stays so, check the disk, and report it",
+        )
+
+
+# ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def widen(raw: bytes | bytearray, dtype: str) -> Array:
+    """The values of F32, F16 or BF16 bytes, as float32: exact."""
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype("<f4", copy=False)
+
+
+def step(truth: Array, dtype: str) -> Array:
+    """The distance between neighbours of ``dtype`` around float64 values: an ulp."""
+    exponent = np.frexp(np.where(np.isfinite(truth), truth, 0))[1]
+    steps: Array = np.maximum(np.ldexp(1.0, exponent - _DIGITS[dtype]), _TINIEST[dtype])
+    return steps
+
+
+def distance(found: Array, truth: Array, dtype: str) -> Array:
+    """How far values are from the float64 truth, in steps of ``dtype``; 0 where both are the same inf or NaN."""
+    with np.errstate(invalid="ignore"):
+        away = np.abs(found - truth) / step(truth, dtype)
+    return np.where((found == truth) | (np.isnan(found) & np.isnan(truth)), 0.0, away)
+
+
+def _factors(operation: Operation, delta: Delta, weights: Path) -> _Factors:
+    a, b = _matrix(delta.factor.a, weights), _matrix(delta.factor.b, weights)
+    left, right = (a.T, b.T) if delta.transposed else (b, a)
+    return _Factors(operation.source.name, operation.dtype, delta.factor.rank, delta.factor.scale, left, right)
+
+
+def _matrix(tensor: peftdir.Tensor, weights: Path) -> Array:
+    raw = read_at(weights, tensor.start, tensor.end - tensor.start)
+    return widen(raw, tensor.dtype).reshape(tensor.shape).astype(np.float64)
+
+
+def _sample(rows: Rows) -> Array:
+    """The sampled rows of the tensor that lie in this block: the first, the last, and some that its name chooses."""
+    count = rows.operation.source.shape[0]
+    seed = zlib.crc32(rows.operation.source.name.encode())
+    chosen = np.random.default_rng(seed).integers(0, count, _ROWS)
+    chosen = np.unique(np.concatenate([chosen[2:], [0, count - 1]]))
+    return chosen[(chosen >= rows.first) & (chosen < rows.last)]
+
+
+def _square(values: Array) -> float:
+    """‖values‖²; a base that holds NaN or infinity keeps them, and they do not count."""
+    finite = values if np.isfinite(values).all() else np.nan_to_num(values, posinf=0, neginf=0)
+    return float(np.dot(finite.ravel(), finite.ravel()))
+
+
+def _hash_file(path: Path) -> tuple[str, dict[str, Any]]:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return path.name, {"size": file.tell(), "sha256": sha256}

@@ -1,0 +1,99 @@
+"""Bytes at an offset, read, written and copied whole; and what makes them survive a crash.
+
+Handles are opened per call and seek: no shared position between threads, and no call that only some systems have.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterhub.errors import StorageError
+
+_CHUNK = 4 * 2**20  # bytes
+_FICLONE = 0x40049409  # ioctl of linux/fs.h
+_CANNOT_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
+
+
+def read_at(path: Path, offset: int, length: int) -> bytearray:
+    """Raises StorageError where the file has become shorter than it was."""
+    with path.open("rb", buffering=0) as file:
+        return _read(file, offset, length)
+
+
+def write_at(path: Path, offset: int, data: memoryview | bytes) -> None:
+    """Write into a file that exists."""
+    with path.open("r+b", buffering=0) as file:
+        _write(file, offset, memoryview(data))
+
+
+def copy_range(source: Path, start: int, target: Path, at: int, length: int) -> None:
+    """Copy bytes into a file that exists; inside the kernel where it can, so that a network disk copies by itself."""
+    with source.open("rb", buffering=0) as old, target.open("r+b", buffering=0) as new:
+        done = _copy_in_kernel(old, start, new, at, length)
+        while done < length:
+            raw = _read(old, start + done, min(_CHUNK, length - done))
+            _write(new, at + done, memoryview(raw))
+            done += len(raw)
+
+
+def reflink(source: Path, target: Path) -> bool:
+    """Make ``target`` a new file that shares all blocks of ``source``. False where the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    with source.open("rb") as old, target.open("wb") as new, suppress(OSError):
+        fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
+        return True
+    return False
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, survive a crash of the machine."""
+    if sys.platform == "win32" and path.is_dir():
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_in_kernel(old: BinaryIO, start: int, new: BinaryIO, at: int, length: int) -> int:
+    """How many bytes the system copied by itself: all, or those before it said that it cannot."""
+    done = 0
+    if sys.platform == "linux":
+        try:
+            while done < length:
+                copied = os.copy_file_range(old.fileno(), new.fileno(), length - done, start + done, at + done)
+                if copied == 0:
+                    break
+                done += copied
+        except OSError as error:
+            if error.errno not in _CANNOT_COPY:
+                raise
+    return done
+
+
+def _read(file: BinaryIO, offset: int, length: int) -> bytearray:
+    raw = bytearray(length)
+    view, done = memoryview(raw), 0
+    file.seek(offset)
+    while done < length:
+        count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise StorageError(f"{file.name} became shorter while it was read", hint="fetch the base model again")
+        done += count
+    return raw
+
+
+def _write(file: BinaryIO, offset: int, data: memoryview) -> None:
+    done = 0
+    file.seek(offset)
+    while done < len(data):
+        done += file.write(data[done:])

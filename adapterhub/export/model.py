@@ -1,0 +1,142 @@
+"""Base + adapter → a standalone model: plan, merge, sidecars, certificate, and only then the final name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import adapterhub
+from adapterhub import peftdir
+from adapterhub.base import BaseModel
+from adapterhub.errors import AdapterError
+from adapterhub.export import certificate as proof
+from adapterhub.export.card import model_card
+from adapterhub.export.certificate import Certificate
+from adapterhub.export.merge import Progress, merge
+from adapterhub.export.plan import Plan, plan_export
+from adapterhub.export.sidecars import write_sidecars
+from adapterhub.export.staging import staged
+from adapterhub.manifest import BaseFingerprint, Record, canonical_json, to_plain
+from adapterhub.registry.weights import Scan, scan
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A model that is durable under its final name."""
+
+    path: Path
+    merged: int  # tensors
+    bytes_written: int  # weights
+    merge_seconds: float  # all but the certificate: until the last fsync and the rename
+    certificate_seconds: float
+    certificate: Certificate | None
+    note: str = ""  # of the plan
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "merged": self.merged,
+            "bytes_written": self.bytes_written,
+            "merge_seconds": round(self.merge_seconds, 3),
+            "certificate_seconds": round(self.certificate_seconds, 3),
+            "certificate": self.certificate.summary() if self.certificate else None,
+            "note": self.note,
+        }
+
+
+def export_model(
+    adapter: Path,
+    base: BaseModel,
+    to: Path,
+    *,
+    dtype: str | None = None,
+    recorded: BaseFingerprint | None = None,
+    record: Record | None = None,
+    certificate: bool = True,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Merge the adapter in the folder ``adapter`` into ``base`` and write the model to the new folder ``to``.
+
+    ``dtype``: ``float32``, ``float16`` or ``bfloat16``; left out, every tensor keeps its own. ``recorded`` is the
+    fingerprint of the base that the adapter was trained on (left out, that of ``record``); a base that is another is
+    refused. ``record`` goes into the model card and the certificate. ``progress`` is called with bytes done and in all.
+
+    The model is checked before it gets its name: what is not proven equal is not exported. On any error nothing is
+    left; a killed export leaves a hidden folder beside ``to``, which the next export to ``to`` takes over.
+
+    Raises:
+        AdapterError, Unsupported, BaseMismatch, AlreadyExists, StorageError, UsageError: as `plan_export`.
+        Conflict: another export to ``to`` is under way.
+        IntegrityError: the result failed its check.
+    """
+    started = time.perf_counter()
+    recorded = recorded or (record.manifest.base if record else None)
+    plan = plan_export(adapter, base, to.expanduser().absolute(), dtype=dtype, recorded=recorded)
+    scanned = _scan(plan)
+    checked, checking = None, 0.0
+    with staged(plan.to, key=_key(plan, scanned)) as staging:
+        merge(plan, staging, progress=progress)
+        write_sidecars(plan, staging.folder)
+        card = model_card(plan, record, weights_sha256=scanned.sha256)
+        (staging.folder / "README.md").write_text(card, encoding="utf-8")
+        if certificate:
+            before = time.perf_counter()
+            checked = proof.certify(plan, staging.folder)
+            _write_certificate(plan, checked, staging.folder, record=record, scanned=scanned)
+            checking = time.perf_counter() - before
+        staging.commit()
+    return ExportResult(
+        path=plan.to,
+        merged=len(plan.merged),
+        bytes_written=plan.bytes_written,
+        merge_seconds=time.perf_counter() - started - checking,
+        certificate_seconds=checking,
+        certificate=checked,
+        note=plan.note,
+    )
+
+
+def _scan(plan: Plan) -> Scan:
+    weights = plan.adapter.path / peftdir.WEIGHTS
+    scanned = scan(weights, list(plan.adapter.tensors.values()))
+    if scanned.not_finite:
+        raise AdapterError(
+            f"{weights} is broken",
+            why=f"{scanned.not_finite} holds NaN or infinite values",
+            hint="train it again with a lower learning rate",
+        )
+    return scanned
+
+
+def _key(plan: Plan, scanned: Scan) -> str:
+    """What the weights in a staging folder are made from: files of the same key can be taken over."""
+    stats = [(file.source, file.source.stat()) for file in plan.files]
+    made_from = {
+        "base": [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+        "adapter": scanned.sha256,
+        "config": dict(plan.adapter.config),
+        "dtype": plan.dtype,
+        "adapterhub": adapterhub.__version__,
+    }
+    return hashlib.sha256(canonical_json(made_from)).hexdigest()
+
+
+def _write_certificate(plan: Plan, checked: Certificate, folder: Path, *, record: Record | None, scanned: Scan) -> None:
+    document = {
+        "format": proof.FORMAT,
+        "adapterhub": adapterhub.__version__,
+        "adapter": {
+            "ref": str(record.ref) if record else None,
+            "digest": record.digest if record else None,
+            "weights_sha256": scanned.sha256,
+        },
+        "base": to_plain(plan.base.fingerprint),
+        "dtype": plan.dtype,
+        **checked.to_json(),
+        "files": proof.hash_files(folder),
+    }
+    (folder / proof.FILE).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

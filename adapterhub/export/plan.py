@@ -1,0 +1,264 @@
+"""The plan of an export: from headers alone, everything that will be done, or the reason why it cannot be.
+
+Nothing is written and no weight is read here. What a plan accepts can still fail for three reasons only: the disk,
+a NaN among the factors, or a file that changes under us.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub import peftdir
+from adapterhub.base import BaseModel
+from adapterhub.errors import AlreadyExists, BaseMismatch, StorageError, Unsupported, UsageError
+from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, Delta, FilePlan, Operation, lay_out
+from adapterhub.export.parallel import workers
+from adapterhub.manifest import BaseFingerprint
+from adapterhub.peftdir import Factor, PeftDir
+
+_SIDECARS = 64 * 2**20  # bytes allowed for tokenizer, configs and journal
+_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})  # weights are (in, out)
+_HEADS = frozenset({"lm_head", "embed_out"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Base + adapter → the files of a standalone model."""
+
+    adapter: PeftDir
+    base: BaseModel
+    to: Path
+    dtype: str | None  # "float32" …; None: each tensor keeps its own
+    files: tuple[FilePlan, ...]
+    note: str = ""  # what a person should know: the adapter was trained on the base in another dtype
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return tuple(op for file in self.files for op in file.operations)
+
+    @property
+    def merged(self) -> tuple[Operation, ...]:
+        return tuple(op for op in self.operations if op.delta)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(file.source.stat().st_size for file in self.files)
+
+    @property
+    def bytes_written(self) -> int:
+        """Weights only. On a file system with reflinks less: what is merged."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def bytes_merged(self) -> int:
+        return sum(op.size for op in self.merged)
+
+    @property
+    def memory(self) -> int:
+        """Bytes above the interpreter with torch, an upper estimate: each worker's block and two tensors' factors."""
+        widest = max((max(1, op.source.shape[1]) for op in self.merged), default=1)
+        factors = max((_float32_bytes(op.delta.factor) for op in self.merged if op.delta), default=0)
+        return workers() * 3 * 4 * max(BLOCK, widest) + 2 * factors + 64 * 2**20
+
+    @property
+    def free(self) -> int:
+        """Bytes free where the model will be written."""
+        return shutil.disk_usage(_existing(self.to.parent)).free
+
+    def to_json(self) -> dict[str, Any]:
+        """What `ah export --plan --json` prints; sizes in bytes."""
+        return {
+            "to": str(self.to),
+            "base": self.base.name,
+            "dtype": self.dtype or "as the base",
+            "tensors": {
+                "merged": len(self.merged),
+                "cast": sum(not op.kept and op.delta is None for op in self.operations),
+                "kept": sum(op.kept for op in self.operations),
+            },
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "bytes_merged": self.bytes_merged,
+            "memory": self.memory,
+            "disk_free": self.free,
+            "note": self.note,
+        }
+
+
+def plan_export(
+    adapter: Path, base: BaseModel, to: Path, *, dtype: str | None = None, recorded: BaseFingerprint | None = None
+) -> Plan:
+    """Plan the export of base + adapter to the new folder ``to``. Writes nothing.
+
+    ``dtype`` is ``float32``, ``float16`` or ``bfloat16``; left out, every tensor keeps its own. ``recorded`` is the
+    fingerprint of the base that the adapter was trained on; where there is one, ``base`` must be that model.
+
+    Raises:
+        AdapterError: the adapter directory is broken.
+        Unsupported: the adapter or the base is whole, but this cannot be merged: DoRA, a quantised base …
+        BaseMismatch: another base, by fingerprint, by name or by shape.
+        AlreadyExists: ``to`` exists.
+        StorageError: too little disk, a folder that cannot be written, a broken base.
+        UsageError: no such dtype.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"{dtype!a} is not a dtype that can be exported", hint=f"choose one of {', '.join(DTYPES)}")
+    _check_target(to)
+    read = peftdir.read(adapter)
+    _check_adapter(read)
+    _check_base(base)
+    note = base.check(recorded, what=str(adapter)) if recorded else ""
+    deltas = map_factors(read, base)
+    files = _files(base, deltas, DTYPES[dtype] if dtype else None)
+    plan = Plan(adapter=read, base=base, to=to, dtype=dtype, files=files, note=note)
+    _check_disk(plan)
+    return plan
+
+
+def map_factors(adapter: PeftDir, base: BaseModel) -> dict[str, Delta]:
+    """Every factor's checkpoint tensor. Raises BaseMismatch, Unsupported."""
+    deltas: dict[str, Delta] = {}
+    for factor in adapter.factors:
+        name = _tensor_name(factor, base)
+        if name in deltas:
+            raise BaseMismatch(
+                f"{adapter.path} does not match the base {base.name}",
+                why=f"{deltas[name].factor.module} and {factor.module} would both change {name}",
+            )
+        deltas[name] = _delta(factor, name, base, adapter)
+    return deltas
+
+
+# ── the rules ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_target(to: Path) -> None:
+    if to.exists() or to.is_symlink():
+        raise AlreadyExists(
+            f"{to} exists", why="an export never writes into a folder that is there", hint="name a new folder with --to"
+        )
+    parent = _existing(to.parent)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"{to} cannot be written",
+            why=f"{parent} is {'not writable' if parent.is_dir() else 'no folder'}",
+            hint="name another folder with --to",
+        )
+
+
+def _check_adapter(adapter: PeftDir) -> None:
+    verdict = peftdir.verdicts(adapter).merge
+    why = verdict.reason if verdict.answer == "no" else ""
+    if adapter.config.get("target_parameters"):
+        why = "LoRA on parameters (fused experts) is not merged yet"
+    odd = {t.dtype for f in adapter.factors for t in (f.a, f.b)} - WIDTH.keys()
+    if odd:
+        why = f"its factors are stored as {', '.join(sorted(odd))}"
+    if why:
+        raise Unsupported(
+            f"{adapter.path} cannot be merged", why=why, hint="serve it as an adapter, or merge it with PEFT"
+        )
+
+
+def _check_base(base: BaseModel) -> None:
+    quantised = base.config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise Unsupported(
+            f"the base {base.name} is quantised ({method})",
+            why="a float32 sum cannot be rounded back into quantised weights without loss",
+            hint="name the original, unquantised model with --base",
+        )
+    lost = sorted((base.weight_map or {}).keys() - base.tensors.keys())
+    if lost:
+        raise StorageError(
+            f"the base {base.name} is incomplete",
+            why=f"no file holds {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else ""),
+            hint="fetch the base model again",
+        )
+
+
+def _tensor_name(factor: Factor, base: BaseModel) -> str:
+    """A module's weight in the checkpoint; some are saved without their first part: ``transformer.h.0`` as ``h.0``."""
+    for name in (f"{factor.module}.weight", f"{factor.module.partition('.')[2]}.weight"):
+        if name in base.tensors:
+            return name
+    if factor.module.rsplit(".", 1)[-1] in _HEADS and _tied(base.config):
+        raise _tied_head(factor.module, base)
+    raise BaseMismatch(
+        f"the adapter does not match the base {base.name}",
+        why=f"the base has no weight for {factor.module}",
+        hint="name the base that it was trained on with --base",
+    )
+
+
+def _delta(factor: Factor, name: str, base: BaseModel, adapter: PeftDir) -> Delta:
+    weight = base.tensors[name][1]
+    made = (factor.b.shape[0], factor.a.shape[1])
+    transposed = base.config.get("model_type") in _CONV1D and weight.shape == made[::-1]
+    if len(factor.a.shape) != 2 or len(factor.b.shape) != 2:
+        raise Unsupported(f"{adapter.path} cannot be merged", why=f"{factor.module} is no linear layer")
+    if not transposed and weight.shape != made:
+        raise BaseMismatch(
+            f"{adapter.path} does not match the base {base.name}",
+            why=f"{factor.module} is {list(weight.shape)} there, the adapter makes {list(made)}",
+            hint="name the base that it was trained on with --base",
+        )
+    if weight.dtype not in WIDTH:
+        raise Unsupported(
+            f"the base {base.name} cannot be merged into",
+            why=f"{name} is stored as {weight.dtype}",
+            hint=f"name a copy of it in {', '.join(DTYPES)} with --base",
+        )
+    if factor.module.rsplit(".", 1)[-1] in _HEADS and _tied(base.config):
+        raise _tied_head(factor.module, base)
+    return Delta(factor, transposed)
+
+
+def _tied(config: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding. GPT-2 and its kin are tied where their config does not say."""
+    inner = config.get("text_config") or {}
+    default = inner.get("tie_word_embeddings", config.get("model_type") in _CONV1D)
+    return bool(config.get("tie_word_embeddings", default))
+
+
+def _tied_head(module: str, base: BaseModel) -> Unsupported:
+    return Unsupported(
+        f"LoRA on {module} cannot be merged into {base.name}",
+        why="its head is its embedding (tie_word_embeddings): merged, it would change the input side too",
+        hint=f"train without {module} among the target modules",
+    )
+
+
+def _files(base: BaseModel, deltas: Mapping[str, Delta], dtype: str | None) -> tuple[FilePlan, ...]:
+    try:
+        return tuple(lay_out(file, peftdir.read_header(file), deltas, dtype) for file in base.weight_files)
+    except OSError as error:
+        raise StorageError(f"the base {base.name} cannot be read", why=str(error)) from error
+
+
+def _check_disk(plan: Plan) -> None:
+    needed = plan.bytes_written + _SIDECARS
+    if plan.free < needed:
+        raise StorageError(
+            f"not enough disk for {plan.to}",
+            why=f"it takes {needed / 1e9:.1f} GB, {plan.free / 1e9:.1f} GB are free",
+            hint="make room, or name a folder on another disk with --to",
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _float32_bytes(factor: Factor) -> int:
+    return 4 * factor.rank * (factor.a.shape[1] + factor.b.shape[0])
