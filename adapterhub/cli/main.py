@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import adapterhub
-from adapterhub.cli import browse, channel, doctor, publish, pull, status, train
+from adapterhub.cli import ask, browse, channel, doctor, export, publish, pull, serve, status, train
 from adapterhub.cli.output import report
 from adapterhub.errors import AdapterHubError
 
@@ -43,6 +43,8 @@ def _root(
 
 app.command("train")(train.train)
 app.command("publish")(publish.publish)
+app.command("serve")(serve.serve)
+app.command("ask")(ask.ask)
 app.command("ls")(browse.ls)
 app.command("show")(browse.show)
 app.add_typer(channel.app, name="channel")
@@ -50,6 +52,8 @@ app.command("yank")(status.yank)
 app.command("deprecate")(status.deprecate)
 app.command("delete")(status.delete)
 app.command("pull")(pull.pull)
+app.command("export")(export.export)
+app.command("verify")(export.verify)
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,90 @@
+"""`ah serve`: one engine in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from adapterhub.cli.output import BaseOption, RegistryOption, say
+from adapterhub.errors import UsageError
+from adapterhub.settings import load_settings
+
+
+def serve(
+    base: BaseOption = None,
+    registry: RegistryOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on: this machine only, until there are keys.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    max_loras: Annotated[int, typer.Option(min=1, max=256, help="Adapters in one batch.")] = 4,
+    max_lora_rank: Annotated[
+        int | None, typer.Option(help="Largest rank served; default: the smallest that fits what the registry holds.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16 or float16; auto looks at the model and the CPU.")
+    ] = "auto",
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest prompt with answer, in tokens; default: what model and memory allow."),
+    ] = None,
+    vllm_flags: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Handed to vLLM as they are.")
+    ] = None,
+) -> None:
+    """Serve a base model and every adapter of the registry, over the OpenAI API.
+
+    Adapters are loaded when they are first asked for; a channel that moves is followed without a restart.
+
+    Example: ah serve --base Qwen/Qwen3-0.6B -- --enforce-eager
+    """
+    from rich.markup import escape
+
+    from adapterhub.serving.arguments import ServeOptions
+    from adapterhub.serving.engine import Engine
+
+    settings = load_settings()
+    chosen = base or settings.base
+    if not chosen:
+        raise UsageError("no base model was named", hint="ah serve --base Qwen/Qwen3-0.6B")
+    options = ServeOptions(
+        base=chosen,
+        registry=registry or settings.registry,
+        cache=settings.cache,
+        host=host,
+        port=port,
+        max_loras=max_loras,
+        max_lora_rank=max_lora_rank,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        vllm_args=tuple(vllm_flags or ()),
+    )
+    begun = time.monotonic()
+    engine = Engine(options, say=lambda line: say(f"[dim]{time.monotonic() - begun:5.1f} s[/]  {escape(line)}"))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        engine.start()
+        say(f"[bold green]ready[/] after {time.monotonic() - begun:.0f} s: {engine.base_url}  (log: {engine.log})")
+        say(escape(_curl(engine.base_url, engine.launch.example)))
+        engine.wait()
+    except KeyboardInterrupt:
+        say("stopping …")
+    finally:
+        engine.stop()
+    say("stopped; no process is left")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM and a closed terminal end the server as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _curl(url: str, model: str) -> str:
+    """A request to paste."""
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    return f"curl {url}/chat/completions -H 'content-type: application/json' -d '{body}'"

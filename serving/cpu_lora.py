@@ -1,0 +1,255 @@
+"""The LoRA product on CPU: correct and fast. Stands in for vLLM's own until that is both.
+
+vLLM 0.32's torch fallback takes each token's factors by ``weights[slot]``; a token *without* an adapter has slot −1,
+which in torch is the last slot, so the base is answered with somebody's adapter. It also copies whole factors for every
+token. Here a step of the engine, with T tokens and S slots in use, is:
+
+- few tokens (decode): all slots as one wide LoRA. h = x·Aᵀ with the A of the slots stacked, (T, S·n·r); the columns
+  that are not the token's slot are set to zero; y += h·B. Three operations, whatever T and S.
+- many tokens (prompts): slot by slot on its own rows, so no token pays for another's adapter.
+- no token with an adapter: nothing.
+
+n is the number of merged projections (3 for qkv) and r the largest real rank of the loaded adapters, not
+``max_lora_rank``. Factors are kept packed in float32 as the products want them; a slot is packed again when vLLM wrote
+to its stacked tensors, which their version counters tell. Sums are float32 whatever the dtype of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.platforms import current_platform
+
+_STOCK = f"{PunicaWrapperCPU.__module__}.{PunicaWrapperCPU.__name__}"
+WIDE_TOKENS = 32  # up to here the wide product wastes less than the slot-by-slot one costs in calls
+
+
+def install() -> None:
+    """Make vLLM build this wrapper where it would build its own CPU one. May be called any number of times."""
+    if not active() and current_platform.get_punica_wrapper() == _STOCK:
+        qualified = f"{AdapterProduct.__module__}.{AdapterProduct.__qualname__}"
+        type(current_platform).get_punica_wrapper = classmethod(lambda platform: qualified)
+
+
+def active() -> bool:
+    """Whether vLLM in this process builds this wrapper."""
+    return bool(current_platform.get_punica_wrapper() == f"{AdapterProduct.__module__}.{AdapterProduct.__qualname__}")
+
+
+class Rows:
+    """Which rows of a batch use which slot. ``slots`` is one slot a row, −1 for none."""
+
+    def __init__(self, slots: Sequence[int]) -> None:
+        self.used = sorted({s for s in slots if s >= 0})
+        self.count = len(slots)
+        self._slots = slots
+        self._of: dict[int, slice | torch.Tensor] = {}
+
+    @cached_property
+    def foreign(self) -> torch.Tensor | None:
+        """(T, slots from the first used to the last, 1): True where the slot is not the row's. None: nowhere."""
+        first, last = self.used[0], self.used[-1]
+        if all(s == first for s in self._slots):
+            return None
+        return (torch.tensor(self._slots)[:, None] != torch.arange(first, last + 1))[:, :, None]
+
+    def of(self, slot: int) -> slice | torch.Tensor:
+        """The rows of one slot: a slice where they stand together, else their indices."""
+        if slot not in self._of:
+            rows = [i for i, s in enumerate(self._slots) if s == slot]
+            together = rows[-1] - rows[0] + 1 == len(rows)
+            self._of[slot] = slice(rows[0], rows[-1] + 1) if together else torch.tensor(rows)
+        return self._of[slot]
+
+
+class Packed:
+    """The factors of one module for all slots, packed for the products.
+
+    ``a`` is (slots · n · r, in) and ``b`` (slots · n · r, out): row k of ``a`` makes column k of h, row k of ``b`` is
+    what it adds to y, zero outside the projection that it belongs to.
+    """
+
+    def __init__(
+        self,
+        lora_a: tuple[torch.Tensor, ...],
+        lora_b: tuple[torch.Tensor, ...],
+        widths: tuple[int, ...],
+    ) -> None:
+        """``lora_a``: n tensors (slots, 1, max rank, in); ``lora_b``: n of (slots, 1, width, max rank)."""
+        self._stacked = (lora_a, lora_b)
+        self.widths = widths
+        self.slots = lora_a[0].shape[0]
+        self._resize(0)
+
+    def refresh(self, slots: Sequence[int]) -> None:
+        """Pack those of ``slots`` that vLLM wrote to since they were packed."""
+        lora_a, lora_b = self._stacked
+        version = sum(t._version for t in lora_a) + sum(t._version for t in lora_b)
+        stale = [s for s in slots if self._seen[s] != version]
+        if not stale:
+            return
+        ranks = {s: max(_rank(a[s, 0], b[s, 0]) for a, b in zip(lora_a, lora_b, strict=True)) for s in stale}
+        if max(ranks.values()) > self.rank:
+            self._resize(max(ranks.values()))
+            stale = list(slots)
+        for slot in stale:
+            self._pack(slot)
+            self._seen[slot] = version
+        self.finite = bool(self.a.isfinite().all() and self.b.isfinite().all())
+
+    def _resize(self, rank: int) -> None:
+        lora_a, _ = self._stacked
+        self.rank = rank
+        self.block = rank * len(lora_a)  # rows of one slot
+        self.a = torch.zeros(self.slots * self.block, lora_a[0].shape[-1])
+        self.b = torch.zeros(self.slots * self.block, sum(self.widths))
+        self._seen = [-1] * self.slots  # the version at which each slot was packed
+        self.finite = True
+
+    def _pack(self, slot: int) -> None:
+        row, column = slot * self.block, 0
+        for a, b, width in zip(*self._stacked, self.widths, strict=True):
+            self.a[row : row + self.rank] = a[slot, 0, : self.rank]
+            self.b[row : row + self.rank, column : column + width] = b[slot, 0, :, : self.rank].T
+            row, column = row + self.rank, column + width
+
+
+def _rank(a: torch.Tensor, b: torch.Tensor) -> int:
+    """The real rank of a pair padded with zeros: ``a`` (max rank, in), ``b`` (out, max rank)."""
+    counts = (a != 0).any(dim=1) & (b != 0).any(dim=0)
+    return int(counts.nonzero().max()) + 1 if bool(counts.any()) else 0
+
+
+class AdapterProduct(PunicaWrapperCPU):  # type: ignore[misc]
+    """vLLM's CPU wrapper with every product over slots replaced."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._packed: dict[int, Packed] = {}
+        self._tokens = self._samples = Rows(())
+
+    def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any) -> None:
+        """Called when the batch changes: which token and which sampled position belongs to which adapter."""
+        super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
+        slot_of = {adapter: slot for slot, adapter in enumerate(lora_index_to_id)}
+        self._tokens = Rows([slot_of[adapter] if adapter > 0 else -1 for adapter in mapping.index_mapping])
+        self._samples = Rows([slot_of[adapter] if adapter > 0 else -1 for adapter in mapping.prompt_mapping])
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **kwargs: Any,
+    ) -> None:
+        """y (T, out) += the token's adapter applied to x (T, in), for each of the n merged projections."""
+        rows = self._tokens
+        if not rows.used:
+            return
+        packed = self._packed.get(id(lora_a_stacked))
+        if packed is None:  # it keeps the tuple alive, so its id stays its own
+            packed = self._packed[id(lora_a_stacked)] = Packed(lora_a_stacked, lora_b_stacked, output_slices)
+        packed.refresh(rows.used)
+        if packed.rank == 0:
+            return
+        y, x = _flat(y), _flat(x).float()
+        if rows.count <= WIDE_TOKENS and packed.finite:
+            _add_wide(y, x, packed, rows, scale)
+        else:
+            _add_by_slot(y, x, packed, rows, scale)
+
+    def add_lora_logits(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """The same for the output layer: y (samples, vocabulary), x (samples, width)."""
+        x = _flat(x)
+        h = torch.zeros(x.shape[0], lora_a_stacked.shape[-2])
+        _add_stacked(h, x, lora_a_stacked, self._samples, scale=scale)
+        _add_stacked(_flat(y), h, lora_b_stacked, self._samples)
+
+    def add_lora_embedding(
+        self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> None:
+        """The same for the input layer, where x (T, max rank) is looked up already."""
+        _add_stacked(_flat(y), _flat(x), lora_b_stacked, self._tokens)
+
+    def add_shrink(
+        self, y: Sequence[torch.Tensor], x: torch.Tensor, lora_a_stacked: Sequence[torch.Tensor], scale: float, **_: Any
+    ) -> None:
+        """First half of a layer whose factors are sharded: y[i] (T, rank) += x·Aᵀ."""
+        for h, a in zip(y, lora_a_stacked, strict=True):
+            _add_stacked(_flat(h), _flat(x), a, self._tokens, scale=scale)
+
+    def add_expand(
+        self,
+        y: torch.Tensor,
+        x: Sequence[torch.Tensor],
+        lora_b_stacked: Sequence[torch.Tensor],
+        output_slices: Sequence[int],
+        offset_start: int = 0,
+        **_: Any,
+    ) -> None:
+        """Second half: y (T, out) += x[i]·Bᵀ, one output slice after the other."""
+        column = offset_start
+        for h, b, width in zip(x, lora_b_stacked, output_slices, strict=True):
+            _add_stacked(_flat(y)[:, column : column + width], _flat(h), b, self._tokens)
+            column += width
+
+
+def _add_wide(y: torch.Tensor, x: torch.Tensor, packed: Packed, rows: Rows, scale: float) -> None:
+    """All slots from the first used to the last at once."""
+    first, last = rows.used[0] * packed.block, (rows.used[-1] + 1) * packed.block
+    h = torch.nn.functional.linear(x, packed.a[first:last])
+    if rows.foreign is not None:
+        h.view(rows.count, -1, packed.block).masked_fill_(rows.foreign, 0.0)
+    _add_product(y, h, packed.b[first:last], scale)
+
+
+def _add_by_slot(y: torch.Tensor, x: torch.Tensor, packed: Packed, rows: Rows, scale: float) -> None:
+    """Each slot on its own rows, each projection on its own columns."""
+    for slot in rows.used:
+        of_slot, first, column = rows.of(slot), slot * packed.block, 0
+        h = torch.nn.functional.linear(x[of_slot], packed.a[first : first + packed.block])
+        target = y[of_slot]  # a view, or a copy where the rows are apart
+        for part, width in zip(h.split(packed.rank, dim=1), packed.widths, strict=True):
+            b = packed.b[first : first + packed.rank, column : column + width]
+            _add_product(target[:, column : column + width], part, b, scale)
+            first, column = first + packed.rank, column + width
+        if not isinstance(of_slot, slice):
+            y[of_slot] = target
+
+
+def _add_stacked(y: torch.Tensor, x: torch.Tensor, factors: torch.Tensor, rows: Rows, *, scale: float = 1.0) -> None:
+    """y += scale · x·fᵀ, f the row's own of vLLM's ``factors`` (slots, 1, out, in). For rare layers: not packed."""
+    for slot in rows.used:
+        of_slot, f = rows.of(slot), factors[slot].squeeze(0).float()
+        target = y[of_slot]
+        width = min(target.shape[1], f.shape[0])  # adapter and base may pad the vocabulary differently
+        _add_product(target[:, :width], x[of_slot].float(), f[:width].T, scale)
+        if not isinstance(of_slot, slice):
+            y[of_slot] = target
+
+
+def _add_product(y: torch.Tensor, h: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+    """y += scale · h·b, summed in float32 and rounded once."""
+    if y.dtype == torch.float32:
+        y.addmm_(h, b, alpha=scale)
+    else:
+        y.add_(h @ b, alpha=scale)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(-1, tensor.shape[-1])

