@@ -219,6 +219,13 @@ def test_the_list_of_owned_flags_is_the_code_s() -> None:
     assert listed == set(OWNED)
 
 
+def test_flags_that_are_refused_as_ah_serve_s_own_are_its_options() -> None:
+    own = [flag for flag, why in OWNED.items() if "`ah serve` itself" in why]
+    assert len(own) >= 2
+    for flag in own:
+        assert complaint(["serve", f"--{flag}", "1"], whole=True) is None
+
+
 def test_the_list_of_keys_is_the_dialect_s() -> None:
     listed = [key for row in table("docs/training.md", "The keys") for key in re.findall(r"`(\w+)`", row[0])]
     assert sorted(listed) == sorted([*dialect.KEYS, "datasets", "test_datasets", "adapterhub"])
