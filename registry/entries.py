@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from adapterhub.errors import AdapterHubError, IntegrityError, Unsupported
+from adapterhub.errors import IntegrityError, Unsupported
 from adapterhub.manifest import FORMAT, canonical_json, from_plain, to_plain
 from adapterhub.refs import AdapterName
 from adapterhub.registry.base import ChannelMove, Event, StatusChange, Target
@@ -17,15 +19,13 @@ def move_to_bytes(move: ChannelMove) -> bytes:
 
 def move_from_bytes(data: bytes, *, key: str) -> ChannelMove:
     """Raises IntegrityError, Unsupported."""
-    try:
+    with _reading(key):
         raw = _object(data, key)
         targets = tuple(from_plain(Target, t) for t in raw.pop("targets"))
+        if not targets:
+            raise ValueError("it names no version")
         move: ChannelMove = from_plain(ChannelMove, raw | {"targets": targets})
-    except (KeyError, TypeError, ValueError) as error:
-        raise _unreadable(key, error) from error
-    if not targets:
-        raise IntegrityError(f"{key} cannot be read", why="it names no version")
-    return move
+        return move
 
 
 def status_to_bytes(change: StatusChange) -> bytes:
@@ -34,11 +34,9 @@ def status_to_bytes(change: StatusChange) -> bytes:
 
 def status_from_bytes(data: bytes, *, key: str) -> StatusChange:
     """Raises IntegrityError, Unsupported."""
-    try:
+    with _reading(key):
         change: StatusChange = from_plain(StatusChange, _object(data, key))
-    except (TypeError, ValueError) as error:
-        raise _unreadable(key, error) from error
-    return change
+        return change
 
 
 def event_to_bytes(event: Event) -> bytes:
@@ -47,11 +45,9 @@ def event_to_bytes(event: Event) -> bytes:
 
 def event_from_bytes(data: bytes, *, key: str, tenant: str) -> Event:
     """Raises IntegrityError, Unsupported."""
-    try:
+    with _reading(key):
         raw = _object(data, key)
         return Event(key, AdapterName(tenant, raw["adapter"]), raw["what"], raw["when"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _unreadable(key, error) from error
 
 
 def _object(data: bytes, key: str) -> dict[str, Any]:
@@ -67,5 +63,9 @@ def _object(data: bytes, key: str) -> dict[str, Any]:
     return raw
 
 
-def _unreadable(key: str, error: Exception) -> AdapterHubError:
-    return IntegrityError(f"{key} cannot be read", why=repr(error))
+@contextmanager
+def _reading(key: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{key} cannot be read", why=repr(error)) from error

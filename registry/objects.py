@@ -352,10 +352,10 @@ class ObjectRegistry:
 
     def _announce(self, name: AdapterName, what: str) -> None:
         key = layout.event(name.tenant, int(time.time() * 1000), uuid.uuid4().hex)
-        self.store.create(key, entries.event_to_bytes(Event(key, name, what, _now())))
+        self._hint(key, entries.event_to_bytes(Event(key, name, what, _now())))
 
     def _hint(self, key: str, value: bytes = b"") -> None:
-        """Create a key whose value says the same whoever writes it."""
+        """Create a key that only we write, or whose value is the same whoever writes it: one that is there is fine."""
         try:
             self.store.create(key, value)
         except AlreadyExists:
