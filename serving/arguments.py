@@ -33,7 +33,7 @@ OWNED: Mapping[str, str] = {
     "max-model-len": _OURS,
     "max-loras": _OURS,
     "max-lora-rank": _OURS,
-    "max-cpu-loras": _OURS,
+    "max-cpu-loras": _LORA,
     "enable-lora": _LORA,
     "lora-modules": _LORA,
     "lora-dtype": _LORA,

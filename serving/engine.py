@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import httpx
 
@@ -78,6 +78,7 @@ class Engine:
         self._grace_seconds = grace_seconds
         self._guard: subprocess.Popen[bytes] | None = None
         self._pipe = -1
+        self._output: BinaryIO  # the log, kept open: it lies in the cache, which may be deleted at any time
 
     def __enter__(self) -> Self:
         self.start()
@@ -135,13 +136,13 @@ class Engine:
         finally:
             guard.end_session(self._guard.pid)
             self._guard = None
+            self._output.close()
 
     def wait(self) -> None:
         """Show what matters of the log until the engine ends by itself. Raises EngineError then, whatever its code."""
         assert self._guard is not None, "the engine was not started"
-        position = self.launch.log.stat().st_size
         while self._guard.poll() is None:
-            position = self._show(position)
+            self._show()
             try:
                 self._guard.wait(0.5)
             except subprocess.TimeoutExpired:
@@ -161,15 +162,15 @@ class Engine:
                 pass_fds=[read_end],
                 start_new_session=True,
             )
+        self._output = self.launch.log.open("rb")
         os.close(read_end)
 
     def _wait_ready(self) -> None:
         assert self._guard is not None, "called by start only"
         deadline = time.monotonic() + self._start_seconds
-        position = 0
         with httpx.Client(base_url=self.launch.url, timeout=30, trust_env=False) as client:
             while time.monotonic() < deadline:
-                position = self._show(position)
+                self._show()
                 if self._guard.poll() is not None:
                     raise self._crash("the engine did not start")
                 if _answers(client, self.launch.ready_path):
@@ -177,20 +178,20 @@ class Engine:
                 time.sleep(0.1)
         raise self._crash(f"the engine was not ready within {self._start_seconds:.0f} s")
 
-    def _show(self, position: int) -> int:
-        """Say the telling lines of the log after ``position`` (bytes); returns where it ends now."""
-        with self.launch.log.open("rb") as log:
-            log.seek(position)
-            *lines, _unfinished = log.read().split(b"\n")
-        for line in lines:
-            if told := telling(line.decode(errors="replace")):
+    def _show(self) -> None:
+        """Say the telling lines that the log got since the last look."""
+        while line := self._output.readline():
+            if not line.endswith(b"\n"):  # the rest is not written yet
+                self._output.seek(-len(line), os.SEEK_CUR)
+                return
+            if told := telling(line.decode(errors="replace").rstrip("\n")):
                 self._say(told)
-        return position + sum(len(line) + 1 for line in lines)
 
     def _crash(self, what: str) -> EngineError:
         assert self._guard is not None, "it was started"
         code = self._guard.poll()
-        tail = self.launch.log.read_text(errors="replace").splitlines()[-12:]
+        self._output.seek(0)
+        tail = self._output.read().decode(errors="replace").splitlines()[-12:]
         ending = "" if code is None else f" (exit code {code})"
         return EngineError(what + ending, why="\n".join(["its last lines:", *tail]), hint=f"less {self.launch.log}")
 
@@ -260,7 +261,7 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
 def _notes(options: ServeOptions, config: ServeConfig, held: Sequence[Holding], dtype: str) -> Iterator[str]:
     yield (
         f"{len(held)} adapter versions for {config.base_name} in {config.registry}: "
-        f"max-lora-rank {config.max_lora_rank}{'' if options.max_lora_rank else ' (the smallest that fits them)'}, "
+        f"max-lora-rank {config.max_lora_rank}{'' if options.max_lora_rank else ' (the smallest from 16 that fits)'}, "
         f"{config.max_loras} in one batch, {config.max_cpu_loras} kept loaded"
     )
     if dtype != options.dtype:
