@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from adapterhub.cli import output
+from adapterhub.cli.main import main
 
 RowsWriter = Callable[..., Path]
 ConfigWriter = Callable[..., Path]
@@ -57,3 +62,32 @@ def write_config(tmp_path: Path, tiny_base: Path, write_rows: RowsWriter) -> Con
         return path
 
     return write
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ah(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs `ah …` in this process, as its entry point does."""
+
+    def run(*arguments: object) -> Ran:
+        for console in (output.out, output.err):
+            console.cache_clear()  # they hold the streams of the test before
+        monkeypatch.setattr(sys, "argv", ["ah", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
