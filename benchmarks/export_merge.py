@@ -81,7 +81,7 @@ def report(ours: list[dict[str, Any]], peft: list[dict[str, Any]], copies: list[
             "ours": max(run["not_nearest"] for run in ours) / ours[0]["sampled"],
             "peer": peft[0]["not_nearest"],
             "unit": "share",
-            "worst_steps": max(run["worst_steps"] for run in ours),
+            "worst": max(run["worst"] for run in ours),
         },
     ]  # fmt: skip
     print(f"ours {rounded(ours)}, PEFT {rounded(peft)}, cp + sync {[round(c, 2) for c in copies]}", file=sys.stderr)
@@ -131,7 +131,7 @@ def run_ours() -> dict[str, Any]:
         "memory_mb": (peak_memory() - before) / 1e6,
         "sampled": result.certificate.sampled,
         "not_nearest": result.certificate.not_nearest,
-        "worst_steps": result.certificate.worst_steps,
+        "worst": result.certificate.worst,
     }
 
 

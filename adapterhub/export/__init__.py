@@ -4,7 +4,7 @@
     from adapterhub.export import export_model
 
     result = export_model(Path("runs/support/adapter"), find_base("Qwen/Qwen3-0.6B"), Path("support-model"))
-    print(result.path, result.certificate.worst_steps)
+    print(result.path, result.certificate.worst)
 
 A model is exported in this order, and nothing of it has its final name before the end:
 

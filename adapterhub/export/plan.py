@@ -10,12 +10,13 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from adapterhub import peftdir
 from adapterhub.base import BaseModel
-from adapterhub.errors import AlreadyExists, BaseMismatch, StorageError, Unsupported, UsageError
+from adapterhub.errors import AlreadyExists, BaseMismatch, MissingDependency, StorageError, Unsupported, UsageError
 from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, Delta, FilePlan, Operation, lay_out
 from adapterhub.export.parallel import workers
 from adapterhub.manifest import BaseFingerprint
@@ -105,7 +106,10 @@ def plan_export(
         AlreadyExists: ``to`` exists.
         StorageError: too little disk, a folder that cannot be written, a broken base.
         UsageError: no such dtype.
+        MissingDependency: torch is not installed.
     """
+    if find_spec("torch") is None:
+        raise MissingDependency("exporting needs torch", hint="pip install 'adapterhub[train]'")
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"{dtype!a} is not a dtype that can be exported", hint=f"choose one of {', '.join(DTYPES)}")
     _check_target(to)
@@ -138,11 +142,15 @@ def map_factors(adapter: PeftDir, base: BaseModel) -> dict[str, Delta]:
 
 
 def _check_target(to: Path) -> None:
-    if to.exists() or to.is_symlink():
+    try:
+        taken = to.exists() or to.is_symlink()
+        parent = _existing(to.parent)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(to)!a} cannot be a folder", why=str(error), hint="name a new folder") from error
+    if taken:
         raise AlreadyExists(
             f"{to} exists", why="an export never writes into a folder that is there", hint="name a new folder with --to"
         )
-    parent = _existing(to.parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise StorageError(
             f"{to} cannot be written",

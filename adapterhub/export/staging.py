@@ -1,7 +1,7 @@
 """Where a model is made before it has its name: a folder beside the target, renamed when all in it is durable.
 
     .support-merged.exporting/       locked by the export that works in it
-        journal                      what it is made from; each file that is finished
+        .journal                     what it is made from; each file that is finished
         model-00001-of-00002.safetensors …
 
 A killed export leaves this folder and nothing else. The next export to the same target takes it over: finished files
@@ -22,7 +22,7 @@ from pathlib import Path
 from adapterhub.errors import AdapterHubError, AlreadyExists, Conflict, StorageError
 from adapterhub.export.files import sync
 
-_JOURNAL = "journal"
+_JOURNAL = ".journal"
 
 
 @dataclass

@@ -1,0 +1,171 @@
+"""`ah export`, `ah verify`: a version or an adapter directory merged into its base; the result checked again later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adapterhub import peftdir
+from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, err, print_json
+from adapterhub.errors import InvalidName, UsageError
+from adapterhub.manifest import BaseFingerprint, Record
+from adapterhub.refs import AdapterRef
+from adapterhub.registry import Cache, open_registry
+from adapterhub.registry.drafts import find_run
+from adapterhub.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from adapterhub.export import ExportResult, Plan
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported: a folder, and what is known of it."""
+
+    path: Path
+    recorded: BaseFingerprint | None  # the base that it was trained on
+    record: Record | None = None
+
+
+def export(
+    what: Annotated[
+        str, typer.Argument(metavar="REF|DIR", help="tenant/adapter[@version], a run, or an adapter directory.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder for the model.")],
+    base: BaseOption = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="NAME", help="float32, float16 or bfloat16; default: as the base."),
+    ] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Print what would be done, with memory and disk, and exit.")
+    ] = False,
+    certificate: Annotated[
+        bool, typer.Option("--certificate/--no-certificate", help="Check the result and write export.json.")
+    ] = True,
+    registry_url: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge an adapter into its base: a standalone model, checked before it has its name."""
+    settings = load_settings()
+    name = base or settings.base
+    if name is None:
+        raise UsageError(
+            "exporting needs the base model",
+            why="neither --base nor $AH_BASE names one",
+            hint=f"ah export {what} --base BASE --to {to}",
+        )
+    source = find_source(what, settings, registry_url or settings.registry)
+
+    from adapterhub.base import find_base
+    from adapterhub.export import export_model, plan_export
+
+    model = find_base(name)
+    if plan_only:
+        plan = plan_export(source.path, model, to.expanduser().absolute(), dtype=dtype, recorded=source.recorded)
+        print_json(plan.to_json()) if as_json else _print_plan(plan)
+        return
+    with _progress(quiet=as_json) as progress:
+        result = export_model(
+            source.path,
+            model,
+            to,
+            dtype=dtype,
+            recorded=source.recorded,
+            record=source.record,
+            certificate=certificate,
+            progress=progress,
+        )
+    print_json(result.to_json()) if as_json else _print_result(result)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model that `ah export` made.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare an exported model's files with its certificate: what was changed, added or lost since?"""
+    from adapterhub.export import verify as check
+
+    certificate = check(folder)
+    if as_json:
+        print_json(certificate)
+    else:
+        typer.echo(f"{folder}: {len(certificate['files'])} files are as exported")
+
+
+def find_source(what: str, settings: Settings, registry_url: str) -> Source:
+    """A run or an adapter directory where ``what`` is a folder that holds one, else a version of the registry."""
+    try:
+        folder, run = find_run(Path(what).expanduser())
+        found = folder.is_dir() or what.startswith((".", "/", "~"))
+    except (OSError, ValueError):  # nothing that a folder can be called
+        found = False
+    if found and (run is not None or (folder / peftdir.CONFIG).is_file() or not _is_ref(what)):
+        return Source(folder, recorded=run.base if run else None)
+    registry = open_registry(registry_url)
+    version = registry.resolve(AdapterRef.parse(what))
+    if version.status == "deprecated":
+        typer.echo(f"{version.record.ref} is deprecated: {version.why or 'no reason given'}", err=True)
+    record = version.record
+    return Source(Cache(settings.cache, registry).fetch(record), recorded=record.manifest.base, record=record)
+
+
+def _is_ref(what: str) -> bool:
+    try:
+        AdapterRef.parse(what)
+    except InvalidName:
+        return False
+    return True
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal's stderr; nothing elsewhere."""
+    if quiet or not err().is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=err(), transient=True) as bar:
+        task = bar.add_task("merging", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_plan(plan: Plan) -> None:
+    data = plan.to_json()
+    tensors = data["tensors"]
+    typer.echo(f"model    {data['to']}")
+    typer.echo(f"base     {data['base']}, written {data['dtype']}")
+    typer.echo(f"tensors  {tensors['merged']} merged, {tensors['cast']} cast, {tensors['kept']} kept")
+    typer.echo(f"read     {_size(data['bytes_read'])}")
+    typer.echo(f"write    {_size(data['bytes_written'])}, of which merged {_size(data['bytes_merged'])}")
+    typer.echo(f"memory   up to {_size(data['memory'])} above Python and torch")
+    typer.echo(f"disk     {_size(data['disk_free'])} free")
+    if plan.note:
+        typer.echo(f"note: {plan.note}", err=True)
+
+
+def _print_result(result: ExportResult) -> None:
+    if result.note:
+        typer.echo(f"note: {result.note}", err=True)
+    typer.echo(str(result.path))
+    typer.echo(
+        f"merged {result.merged} tensors, wrote {_size(result.bytes_written)} in {result.merge_seconds:.1f} s", err=True
+    )
+    if result.certificate:
+        checked = result.certificate
+        typer.echo(
+            f"checked in {result.certificate_seconds:.1f} s: {len(checked.merged)} of {checked.planned} planned tensors"
+            f" merged, {checked.kept} kept byte for byte, {checked.sampled} weights within rounding of the float64 sum",
+            err=True,
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
