@@ -99,7 +99,7 @@ class Packed:
         for slot in stale:
             self._pack(slot)
             self._seen[slot] = version
-        self.finite = bool(self.a.isfinite().all() and self.b.isfinite().all())
+        self.finite = all(self._finite)
 
     def _resize(self, rank: int) -> None:
         lora_a, _ = self._stacked
@@ -108,7 +108,8 @@ class Packed:
         self.a = torch.zeros(self.slots * self.block, lora_a[0].shape[-1])
         self.b = torch.zeros(self.slots * self.block, sum(self.widths))
         self._seen = [-1] * self.slots  # the version at which each slot was packed
-        self.finite = True
+        self._finite = [True] * self.slots
+        self.finite = True  # all of them: zeros beside an infinity or a NaN would not be zeros in a wide product
 
     def _pack(self, slot: int) -> None:
         row, column = slot * self.block, 0
@@ -116,6 +117,8 @@ class Packed:
             self.a[row : row + self.rank] = a[slot, 0, : self.rank]
             self.b[row : row + self.rank, column : column + width] = b[slot, 0, :, : self.rank].T
             row, column = row + self.rank, column + width
+        own = slice(slot * self.block, (slot + 1) * self.block)
+        self._finite[slot] = bool(self.a[own].isfinite().all() and self.b[own].isfinite().all())
 
 
 def _rank(a: torch.Tensor, b: torch.Tensor) -> int:

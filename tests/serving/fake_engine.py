@@ -1,0 +1,40 @@
+"""A program with the manners of an engine: children, a ready route, and every way to end. Run by test_engine.py.
+
+fake_engine.py PORT [crash-at-start | ends-by-itself | ignores-sigterm | never-ready]
+"""
+
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path == "/end":
+            threading.Thread(target=server.shutdown).start()
+        self.send_response(503 if manner == "never-ready" else 200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+port, manner = int(sys.argv[1]), sys.argv[2]
+print("INFO 01-01 00:00:00 adapterhub.serving.rollout: following 3 adapters", flush=True)
+print("(APIServer) INFO 01-01 00:00:00 [x.py:1] noise", flush=True)
+if manner == "crash-at-start":
+    print("(EngineCore) ERROR 01-01 00:00:00 [core.py:1] no memory for the cache", flush=True)
+    sys.exit(0)  # vLLM, too, has ended with 0 after a crash
+if manner == "ignores-sigterm":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+else:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+subprocess.Popen([sys.executable, "-c", SLEEPER])  # outlives its parent unless somebody ends it
+server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+server.daemon_threads = True
+server.serve_forever()
