@@ -19,7 +19,7 @@ import pytest
 import typer
 
 from adapterhub import errors
-from adapterhub.cli.main import app
+from adapterhub.cli.main import build
 from adapterhub.serving.arguments import OWNED
 from adapterhub.trainers import dialect
 
@@ -33,7 +33,7 @@ SOURCES = sorted(
     f for folder in ("adapterhub", "registry", "serving", "trainers") for f in (ROOT / folder).rglob("*.py")
 )
 SHELL_BLOCK = re.compile(r"(?P<tested><!-- tested -->\n)?^```(?:sh|bash)\n(?P<code>.*?)^```$", re.M | re.S)
-COMMANDS = typer.main.get_command(app)
+COMMANDS = typer.main.get_command(build())
 GAP = "…"  # stands for what a page leaves out, or a value known at run time
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
