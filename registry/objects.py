@@ -6,6 +6,7 @@ when it is killed: blobs and hints that no record names. Nobody sees them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -103,6 +104,7 @@ class ObjectRegistry:
     def _send(self, draft: Draft, file: FileEntry, *, tenant: str) -> None:
         key = layout.blob(tenant, file.sha256)
         if self.store.exists(key):
+            self._check_stored(key, file)
             return
         path = draft.path / file.path
         try:
@@ -112,6 +114,20 @@ class ObjectRegistry:
             raise AdapterError(
                 f"{path} changed while it was published", why=error.why, hint="publish it again when it is finished"
             ) from error
+
+    def _check_stored(self, key: str, file: FileEntry) -> None:
+        """A blob that was damaged since it was stored would make a version that nobody can fetch."""
+        with self.store.open(key) as source, storage_errors(f"{key} cannot be read"):
+            digest = hashlib.file_digest(source, "sha256").hexdigest()
+        if digest != file.sha256:
+            raise IntegrityError(
+                f"the registry's copy of {file.path} is damaged",
+                why=f"{key} has the sha256 {digest[:12]}…",
+                hint=self._mend(key),
+            )
+
+    def _mend(self, key: str) -> str:
+        return f"restore {self.store.url}/{key} from a copy, or remove it and publish the adapter again"
 
     def _open_for_writing(self) -> None:
         """The first write of a registry: prove the store, then say what this is."""
@@ -186,7 +202,7 @@ class ObjectRegistry:
                     f"{path} of {record.ref} is not what was published",
                     why=f"{found[0]} bytes with sha256 {found[1][:12]}…, "
                     f"published were {entry.size} with {entry.sha256[:12]}…",
-                    hint="publish the adapter again, or restore the registry from a copy",
+                    hint=self._mend(layout.blob(record.name.tenant, entry.sha256)),
                 )
 
     def _blob(self, record: Record, entry: FileEntry) -> BinaryIO:

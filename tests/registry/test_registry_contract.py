@@ -379,6 +379,25 @@ def test_wrong_bytes_are_an_error_and_leave_no_file(
         registry.fetch_file(record, entry.path, tmp_path / "file")
 
 
+def test_a_damaged_blob_is_not_published_again_until_it_is_mended(
+    registry: ObjectRegistry, new_draft: Drafts, name: AdapterName, tmp_path: Path
+) -> None:
+    record = registry.publish(new_draft("weights"), name=name, author="ana")
+    entry = next(f for f in record.manifest.files if f.path == "adapter_model.safetensors")
+    key = f"t/acme/blobs/sha256/{entry.sha256[:2]}/{entry.sha256}"
+    registry.store.delete(key)
+    registry.store.create(key, b"weightx")
+    with pytest.raises(IntegrityError, match="damaged"):
+        registry.publish(new_draft("weights"), name=name, author="ana")
+    assert [v.record.version for v in registry.versions(name)] == [1]
+
+    registry.store.delete(key)  # what the error tells to do
+    again = registry.publish(new_draft("weights"), name=name, author="ana")
+    for version, mended in enumerate((record, again), start=1):
+        registry.fetch_file(mended, entry.path, tmp_path / str(version))
+        assert (tmp_path / str(version)).read_bytes() == b"weights"
+
+
 def test_an_existing_file_is_not_touched(
     registry: Registry, new_draft: Drafts, name: AdapterName, tmp_path: Path
 ) -> None:
