@@ -59,6 +59,15 @@ def copy_hashed(source: BinaryIO, target: BinaryIO) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def hashed(source: BinaryIO) -> tuple[int, str]:
+    """Read a stream to its end; returns its bytes and their sha256 (hex)."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()
+
+
 def to_disk(file: BinaryIO) -> None:
     """What was written survives a crash of the machine."""
     file.flush()

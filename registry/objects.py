@@ -6,7 +6,6 @@ when it is killed: blobs and hints that no record names. Nobody sees them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import time
@@ -40,7 +39,7 @@ from adapterhub.registry.base import (
     Version,
 )
 from adapterhub.registry.channels import check_weights, rollback_targets, standing
-from adapterhub.registry.files import copy_hashed, new_file, storage_errors, to_disk
+from adapterhub.registry.files import copy_hashed, hashed, new_file, storage_errors, to_disk
 from adapterhub.registry.store import Store
 
 _PAGE = 1000  # keys a LIST
@@ -118,7 +117,7 @@ class ObjectRegistry:
     def _check_stored(self, key: str, file: FileEntry) -> None:
         """A blob that was damaged since it was stored would make a version that nobody can fetch."""
         with self.store.open(key) as source, storage_errors(f"{key} cannot be read"):
-            digest = hashlib.file_digest(source, "sha256").hexdigest()
+            _, digest = hashed(source)
         if digest != file.sha256:
             raise IntegrityError(
                 f"the registry's copy of {file.path} is damaged",
