@@ -141,11 +141,12 @@ class Rollout:
         for pointer in list(pointers):
             try:
                 found: Version = await self._blocking(self._registry.resolve, pointer.ref)
-            except (NotFound, Gone) as error:
+            except Gone as error:
                 pointer.refusal = error
                 continue
-            except IntegrityError as error:  # one broken record must not hide the news of the others
-                log.error("%s cannot be read: %s", pointer.ref, error)
+            except (NotFound, IntegrityError) as error:
+                # A record is never deleted: the registry has lost it, or is another one now (an unmounted folder).
+                log.error("%s goes on as it was, the registry cannot tell of it: %s", pointer.ref, error)
                 continue
             pointer.refusal, pointer.wanted = None, found
             if pointer.is_settled:
@@ -158,8 +159,10 @@ class Rollout:
     async def _still_good(self, version: Version) -> bool:
         try:
             await self._blocking(self._registry.resolve, version.record.ref)
-        except (NotFound, Gone):
+        except Gone:
             return False
+        except (NotFound, IntegrityError):  # lost, not withdrawn
+            return True
         return True
 
     async def _bring(self, pointer: Pointer) -> None:

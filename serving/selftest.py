@@ -1,7 +1,7 @@
 """What a replica proves before it calls itself ready: it is protected, and adapters do not leak into the base.
 
 `check_shield` asks for routes that must not be there. `check_batching` fills every slot of the engine with an adapter
-that changes the answers plainly, and compares what the base says alone and beside them: an engine whose LoRA product
+that changes the answers plainly, and compares what the base says alone and beside one: an engine whose LoRA product
 is wrong (as vLLM's own on CPU) answers the base with somebody's adapter.
 """
 
@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Sequence
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ _TARGET = re.compile(r"(?!.*\bexperts\b).*\blayers\.[01]\..*(o_proj|down_proj)")
 _RANK = 1  # fits every --max-lora-rank
 _SCALE = 64
 _TOKENS = 16  # of the prompt
-_EFFECT = 0.05  # nats a token: the least that the probe must change
+_LIKELIEST = 20  # tokens whose probabilities are compared: what vLLM gives by default
+_EFFECT = 0.2  # nats: the least that the probe must change
 _FIRST_ID = 1_000_000_000  # vLLM counts adapter ids from 1; ours are far from them and gone before the first request
 
 
@@ -49,59 +50,66 @@ async def check_shield(app: Any) -> None:
 
 
 async def check_batching(client: Any, *, base: BaseModel, config: ServeConfig) -> None:
-    """Raises EngineError where the base answers otherwise beside adapters than alone. ``client`` is vLLM's AsyncLLM."""
-    targets = _targets(base)
-    if not targets:
-        log.warning("self-test: no layer of %s is known to it; base and adapters are not compared", config.base_name)
+    """Raises EngineError where the base answers otherwise beside an adapter than alone. ``client`` is AsyncLLM."""
+    targets = targets_of(base)
+    if not targets or client.vllm_config.scheduler_config.max_num_seqs < 2:
+        reason = "nothing shares a batch" if targets else "it knows no layer of this model"
+        log.warning("the self-test does not compare base and adapters: %s", reason)
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-selftest-") as folder:
         write_probe(Path(folder), targets)
         probes = [_request(i, folder) for i in range(config.max_loras)]
         try:
-            await _compare(client, probes, vocabulary=int(base.config["vocab_size"]))
+            for probe in probes:  # every slot is taken: whichever a wrong product picks, it shows
+                await client.add_lora(probe)
+            await _compare(client, probes[0], vocabulary=int(base.config["vocab_size"]))
         finally:
             for probe in probes:
                 await client.remove_lora(probe.lora_int_id)
 
 
-async def _compare(client: Any, probes: Sequence[Any], *, vocabulary: int) -> None:
+async def _compare(client: Any, probe: Any, *, vocabulary: int) -> None:
     prompt = [(97 * i + 11) % vocabulary for i in range(_TOKENS)]
-    alone = await _score(client, prompt, None)
-    adapted = await _score(client, prompt, probes[-1])
-    streams = [_Stream(client, prompt, probe) for probe in probes]
+    alone = await _first_token(client, prompt, None)
+    adapted = await _first_token(client, prompt, probe)
+    stream = _Stream(client, prompt, probe)
     try:
-        await asyncio.gather(*(stream.started() for stream in streams))
-        beside = await _score(client, prompt, None)
-        running = all(stream.is_running for stream in streams)
+        await stream.started()
+        beside = await _first_token(client, prompt, None)
+        still_running = stream.is_running
     finally:
-        await asyncio.gather(*(stream.stop() for stream in streams))
-    effect, leak = float(np.abs(adapted - alone).mean()), float(np.abs(beside - alone).mean())
-    log.info(
-        "self-test: an adapter changes %.2f nats a token; beside %d of them the base changes %.4f",
-        effect,
-        len(probes),
-        leak,
-    )
-    if not running or effect < _EFFECT:
-        raise EngineError("the self-test proves nothing", why=f"an adapter changes the answer by {effect:.3f} nats")
-    if leak > effect / 10:
+        await stream.stop()
+    effect, leak = distance(alone, adapted), distance(alone, beside)
+    log.info("self-test: an adapter moves the first token by %.2f nats, and the base beside it by %.5f", effect, leak)
+    if not still_running or effect < _EFFECT:
+        raise EngineError(
+            "the self-test proves nothing",
+            why=f"an adapter moves the first token by {effect:.3f} nats; still running beside it: {still_running}",
+        )
+    if leak > effect / 2:  # a leak is the whole effect; what is far less is rounding
         raise EngineError(
             "the base is answered with an adapter when they share a batch",
-            why=f"its answer changes by {leak:.3f} nats a token, that of the adapter by {effect:.3f}",
+            why=f"its first token moves by {leak:.3f} nats, the adapter's own by {effect:.3f}",
             hint="start the server with `ah serve`",
         )
 
 
-async def _score(client: Any, prompt: list[int], lora: Any) -> np.ndarray[Any, Any]:
-    """Log probability of each prompt token but the first, (tokens - 1,)."""
+async def _first_token(client: Any, prompt: list[int], lora: Any) -> dict[int, float]:
+    """The likeliest first tokens of an answer: id → log probability."""
     from vllm import SamplingParams
 
-    params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+    params = SamplingParams(max_tokens=1, temperature=0, logprobs=_LIKELIEST)
     last = None
-    async for output in client.generate(_tokens(prompt), params, f"selftest-{id(params)}", lora_request=lora):
+    async for output in client.generate(_tokens(prompt), params, f"selftest-{uuid.uuid4().hex}", lora_request=lora):
         last = output
     assert last is not None, "a request without an answer"
-    return np.array([entry[token].logprob for token, entry in zip(prompt[1:], last.prompt_logprobs[1:], strict=True)])
+    return {token: entry.logprob for token, entry in last.outputs[0].logprobs[0].items()}
+
+
+def distance(one: dict[int, float], other: dict[int, float]) -> float:
+    """Mean difference of log probability (nats) over the tokens of ``one``; at least that, where ``other`` has less."""
+    floor = min(other.values())
+    return sum(abs(value - other.get(token, floor)) for token, value in one.items()) / len(one)
 
 
 class _Stream:
@@ -134,7 +142,7 @@ class _Stream:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-def _targets(base: BaseModel) -> dict[str, tuple[int, int]]:
+def targets_of(base: BaseModel) -> dict[str, tuple[int, int]]:
     """Module → (out, in) of some layers near the input."""
     return {
         name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])

@@ -13,6 +13,7 @@ from adapterhub.base import BaseModel
 from adapterhub.errors import AdapterError, AdapterHubError, BaseMismatch, NotFound, StorageError, Unsupported
 from adapterhub.manifest import BaseFingerprint, Record
 from adapterhub.registry.cache import Cache
+from adapterhub.serving.arguments import RANKS
 
 TEMPLATE = "chat_template.jinja"
 
@@ -27,10 +28,11 @@ def unfit(record: Record, *, base: BaseFingerprint, max_lora_rank: int) -> Adapt
             f"{name} was trained on another base", why=f"it was trained on {manifest.base.name}, this is {base.name}"
         )
     if manifest.lora.rank > max_lora_rank:
+        needed = next((rank for rank in RANKS if rank >= manifest.lora.rank), RANKS[-1])
         return Unsupported(
             f"{name} has rank {manifest.lora.rank}",
-            why=f"this server was started with --max-lora-rank {max_lora_rank}",
-            hint=f"ah serve … --max-lora-rank {manifest.lora.rank}",
+            why=f"this server was started with --max-lora-rank {max_lora_rank}; it takes --max-lora-rank {needed}",
+            hint=f"ah serve … --max-lora-rank {needed}",
         )
     return None
 

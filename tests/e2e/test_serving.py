@@ -51,6 +51,15 @@ class TestAnswers:
             assert answer.status_code == 200, (path, answer.text)
             assert answer.headers["x-adapterhub-version"] == "acme/support@1"
 
+    def test_probabilities_of_prompts_harm_nobody(self, served: Any) -> None:
+        """With adapters, vLLM's own LoRA product on CPU ends the engine on these."""
+        wishes = [{"prompt_logprobs": 1}, {"logprobs": True, "top_logprobs": 3}, {"n": 2, "temperature": 1}]
+        asked = [(model, wish) for model in ("base", "acme/support@1", "globex/desk") for wish in wishes]
+        with ThreadPoolExecutor(len(asked)) as clients:
+            answers = list(clients.map(lambda a: served.ask(a[0], **a[1]), asked))
+        assert [a.status_code for a in answers] == [200] * len(asked)
+        assert served.text("base") == "The capital of France is Paris."
+
     def test_models_are_listed_without_paths(self, served: Any) -> None:
         answer = served.http.get("/v1/models")
         assert {"base", "acme/support", "acme/support@prod", "acme/support@1", "globex/desk@1"} <= {

@@ -18,7 +18,7 @@ import pytest
 from adapterhub.errors import EngineError, MissingDependency, NotFound, UsageError
 from adapterhub.serving import engine as engines
 from adapterhub.serving.arguments import ServeOptions
-from adapterhub.serving.engine import Engine, Launch, prepare, telling
+from adapterhub.serving.engine import Engine, Launch, cause, prepare, telling
 from adapterhub.serving.guard import session_processes
 
 PROGRAM = Path(__file__).with_name("fake_engine.py")
@@ -252,12 +252,23 @@ class TestBytecode:
         ("INFO 11-23 23:32:01 adapterhub.serving.rollout: acme/support@prod is 2", "acme/support@prod is 2"),
         ("(Worker pid=1) INFO 11-23 23:00:00 [cpu.py:68] Starting to load model /m...", "loading the base model"),
         ("(Worker pid=1) INFO 11-23 23:00:00 [cpu.py:68] Loading weights took 1 s", None),
-        (
-            "(EngineCore pid=1) ERROR 11-23 23:00:00 [core.py:1] died",
-            "(EngineCore pid=1) ERROR 11-23 23:00:00 [core.py:1] died",
-        ),
+        ("(EngineCore pid=1) ERROR 11-23 23:00:00 [core.py:1] it died", "EngineCore: it died"),
+        ("(EngineCore pid=1) ERROR 11-23 23:00:00 [core.py:1] Traceback (most recent call last):", None),
+        ("(EngineCore pid=1) ERROR 11-23 23:00:00 [core.py:1]   File x.py, line 3", None),
         ("Traceback (most recent call last):", None),
     ],
 )
 def test_which_lines_are_told(line: str, told: str | None) -> None:
     assert telling(line) == told
+
+
+def test_the_cause_is_the_first_exception_of_the_crash(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    log.write_text(
+        "(Worker) WARNING 11-23 23:00:00 [x.py:1] limits can cause `OSError: [Errno 24]`\n"
+        "(Worker) ERROR 11-23 23:00:00 [x.py:1] RuntimeError: no kernel for head_dim=16\n"
+        "vllm.v1.engine.exceptions.EngineDeadError: see above\n"
+    )
+    assert cause(log) == "RuntimeError: no kernel for head_dim=16"
+    log.write_text("one\ntwo\n")
+    assert cause(log) == "its last lines:\none\ntwo"

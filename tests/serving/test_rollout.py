@@ -11,7 +11,7 @@ import pytest
 from adapterhub.errors import Gone, NotFound, StorageError, Unsupported
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName, AdapterRef
-from adapterhub.registry import Registry
+from adapterhub.registry import Registry, open_registry
 from adapterhub.serving.replica import Replica
 from adapterhub.serving.rollout import Rollout
 
@@ -198,6 +198,18 @@ class TestRegistryAway:
             "the registry cannot be read; wh",
             "the registry can be read again",
         ]
+
+
+async def test_a_registry_folder_that_vanishes_withdraws_nothing(
+    replica: Replica, publish: Publish, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unmounted folder looks like an empty registry. Versions are never deleted, so it is none."""
+    publish(channel="prod")
+    assert await number(replica) == await number(replica, "acme/support@1") == 1
+    empty = open_registry("memory://vanished")
+    monkeypatch.setattr(replica.rollout, "_registry", empty)
+    await replica.poll()
+    assert await number(replica) == await number(replica, "acme/support@1") == 1
 
 
 class AwayRegistry:
