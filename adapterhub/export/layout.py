@@ -108,35 +108,35 @@ def lay_out(source: Path, tensors: list[Tensor], deltas: Mapping[str, Delta], dt
     return FilePlan(source, source.name, header, size, moved, same_layout=False)
 
 
-def blocks(plan: FilePlan, *, cloned: bool = False) -> Iterator[Copy | Rows]:
-    """All work on one file, in file order. ``cloned``: the kept bytes are there already."""
+def blocks(plan: FilePlan, *, cloned: bool = False, size: int = BLOCK) -> Iterator[Copy | Rows]:
+    """All work on one file, in file order. ``cloned``: the kept bytes are there already. ``size`` in elements."""
     if plan.same_layout:
         done = 0
         for operation in plan.operations:
             if not operation.kept:
                 if not cloned:
-                    yield from _copies(done, done, operation.start - done)
-                yield from _rows(operation)
+                    yield from _copies(done, done, operation.start - done, size)
+                yield from _rows(operation, size)
                 done = operation.start + operation.size
         if not cloned:
-            yield from _copies(done, done, plan.size - done)
+            yield from _copies(done, done, plan.size - done, size)
         return
     for operation in plan.operations:
         if operation.kept:
-            yield from _copies(operation.source.start, operation.start, operation.size)
+            yield from _copies(operation.source.start, operation.start, operation.size, size)
         else:
-            yield from _rows(operation)
+            yield from _rows(operation, size)
 
 
-def _copies(source: int, target: int, length: int) -> Iterator[Copy]:
-    step = 4 * BLOCK
+def _copies(source: int, target: int, length: int, size: int) -> Iterator[Copy]:
+    step = 4 * size
     for done in range(0, length, step):
         yield Copy(source + done, target + done, min(step, length - done))
 
 
-def _rows(operation: Operation) -> Iterator[Rows]:
+def _rows(operation: Operation, size: int) -> Iterator[Rows]:
     count, columns = operation.source.shape if operation.delta else (operation.elements, 1)
-    step = max(1, BLOCK // max(1, columns))
+    step = max(1, size // max(1, columns))
     for first in range(0, count, step):
         yield Rows(operation, first, min(first + step, count), columns)
 

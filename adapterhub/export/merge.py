@@ -33,13 +33,18 @@ def merge(plan: Plan, staging: Staging, *, progress: Progress | None = None) -> 
     weights = plan.adapter.path / peftdir.WEIGHTS
     with arithmetic.one_thread_a_block(), ThreadPoolExecutor(1, "sync") as syncer:
         durable: list[Future[None]] = []
-        done = 0
+        before = 0  # bytes of the files before this one
         for file in plan.files:
             if file.name not in staging.finished:
+                done = before
                 for written in in_order(_jobs(file, staging.folder / file.name, weights)):
+                    done += written
                     if progress:
-                        progress(done := done + written, plan.bytes_written)
+                        progress(done, plan.bytes_written)
                 durable.append(syncer.submit(_finish, staging, file.name))
+            before += file.size
+            if progress:
+                progress(before, plan.bytes_written)
         for future in durable:
             future.result()
 

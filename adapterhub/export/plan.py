@@ -143,14 +143,17 @@ def map_factors(adapter: PeftDir, base: BaseModel) -> dict[str, Delta]:
 
 def _check_target(to: Path) -> None:
     try:
-        taken = to.exists() or to.is_symlink()
-        parent = _existing(to.parent)
+        to.lstat()
+        taken = True
+    except (FileNotFoundError, NotADirectoryError):
+        taken = False
     except (OSError, ValueError) as error:
         raise UsageError(f"{str(to)!a} cannot be a folder", why=str(error), hint="name a new folder") from error
     if taken:
         raise AlreadyExists(
             f"{to} exists", why="an export never writes into a folder that is there", hint="name a new folder with --to"
         )
+    parent = _existing(to.parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise StorageError(
             f"{to} cannot be written",
