@@ -234,6 +234,7 @@ def test_the_list_of_keys_is_the_dialect_s() -> None:
 # ── what is run for real ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if "<!-- tested -->" in p.read_text()], ids=lambda p: p.name)
 def test_the_tested_commands_of_a_page_work(page: Path, tmp_path: Path, adapter_factory: Callable[..., Path]) -> None:
     for number in (1, 2, 3):

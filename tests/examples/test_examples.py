@@ -11,6 +11,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from adapterhub.trainers import read_config, read_yaml
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SUPPORT, CALLING = EXAMPLES / "support-bot", EXAMPLES / "function-calling"
 HOUSE_TONE = {
@@ -120,3 +122,16 @@ def test_the_second_config_differs_in_data_only() -> None:
     own = ("datasets", "test_datasets", "adapterhub")
     assert {k: v for k, v in first.items() if k not in own} == {k: v for k, v in second.items() if k not in own}
     assert first["adapterhub"]["name"] == second["adapterhub"]["name"]
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/config*.yml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_every_key_of_a_config_is_honoured(file: Path) -> None:
+    reading = read_config(read_yaml(file))
+    assert {fate.key for fate in reading.fates if fate.kind != "honoured"} == set()
+    for source in (*reading.config.datasets, *reading.config.test_datasets):
+        assert (file.parent / source.path).is_file()
+
+
+def test_the_two_examples_belong_to_different_tenants() -> None:
+    names = {read_config(read_yaml(file)).config.name for file in EXAMPLES.glob("*/config.yml")}
+    assert len({name.tenant for name in names if name}) == 2
