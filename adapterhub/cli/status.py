@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from adapterhub.cli.output import JsonOption, RegistryOption, print_json
 from adapterhub.errors import UsageError
 from adapterhub.manifest import to_plain
 from adapterhub.refs import AdapterRef
-from adapterhub.registry import Registry, Status, open_registry
+from adapterhub.registry import Registry, Status, StatusChange, open_registry
 from adapterhub.settings import load_settings
 
 VersionArgument = Annotated[str, typer.Argument(metavar="TENANT/ADAPTER@VERSION")]
@@ -64,7 +65,15 @@ def _change(text: str, status: Status, *, undo: bool, why: str, registry_url: st
             why="what a channel or a digest means may change before this command is done",
             hint=f"ah ls {ref.name}",
         )
-    wanted = _status_before(registry, ref, ref.version, status) if undo else status
+    log = registry.status_log(ref.name, ref.version)
+    present = log[0].status if log else "active"
+    if undo and present != status:
+        raise UsageError(f"{ref} is not {status}", why=f"it is {present}", hint=f"ah show {ref}")
+    if status == "deprecated" and present == "yanked":
+        raise UsageError(
+            f"{ref} is yanked", why="deprecating it would let it be used again", hint=f"ah yank {ref} --undo"
+        )
+    wanted = _status_before(log) if undo else status
     change = registry.set_status(ref.name, ref.version, wanted, who=settings.author, why=why)
     if change.status in {"yanked", "deleted"}:
         _warn_of_channels(registry, ref, ref.version)
@@ -74,12 +83,10 @@ def _change(text: str, status: Status, *, undo: bool, why: str, registry_url: st
         typer.echo(f"{ref} is {change.status}")
 
 
-def _status_before(registry: Registry, ref: AdapterRef, version: int, status: Status) -> Status:
-    log = registry.status_log(ref.name, version)
-    if not log or log[0].status != status:
-        present = log[0].status if log else "active"
-        raise UsageError(f"{ref} is not {status}", why=f"it is {present}", hint=f"ah show {ref}")
-    return log[1].status if len(log) > 1 else "active"
+def _status_before(log: Sequence[StatusChange]) -> Status:
+    """A yanked version may have been deprecated before; what was deprecated was active, whatever its log says."""
+    was_deprecated = log[0].status == "yanked" and len(log) > 1 and log[1].status == "deprecated"
+    return "deprecated" if was_deprecated else "active"
 
 
 def _warn_of_channels(registry: Registry, ref: AdapterRef, version: int) -> None:
