@@ -80,8 +80,8 @@ async def _admit(
 ) -> Admitted:
     """Raises AdapterHubError for what is refused, ClientLeft."""
     route = tenancy.find_route(scope["method"], scope.get("raw_path") or scope["path"].encode(), scope["path"])
-    headers = dict(scope["headers"])
-    tenancy.check_host(headers[b"host"].decode("latin-1") if b"host" in headers else None)
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    tenancy.check_browser(headers.get(b"host"), headers.get(b"origin"))
     replica = _replica(scope, route)
     clean: Headers = [*tenancy.strip_headers(scope["headers"]), (b"x-request-id", request_id.encode())]
     if route.kind == "open":
@@ -90,6 +90,7 @@ async def _admit(
     caller = tenancy.SINGLE_USER
     body = tenancy.read_body(await _read(receive))
     ref = tenancy.read_model(body, caller)
+    tenancy.check_body(body)  # before anything is loaded for it
     model, template, added = tenancy.BASE, None, [(b"x-adapterhub-version", tenancy.BASE.encode())]
     if ref is not None:
         version = await _current(replica, ref)

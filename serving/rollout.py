@@ -171,7 +171,7 @@ class Rollout:
             while not pointer.is_settled:
                 target = pointer.wanted
                 await self._warm(target.record)
-                if pointer.wanted.record.ref == target.record.ref:
+                if not pointer.is_settled and pointer.wanted.record.ref == target.record.ref:
                     self._flip(pointer)
         except AdapterHubError as error:
             pointer.problem = str(error)

@@ -103,13 +103,16 @@ def find_route(method: str, raw_path: bytes, path: str) -> Route:
     return route
 
 
-def check_host(host: str | None) -> None:
-    """A server without keys answers to loopback names only: a web page must not reach it by DNS rebinding.
+def check_browser(host: str | None, origin: str | None) -> None:
+    """A server without keys answers to this machine only: a web page must not reach it through somebody's browser.
 
-    Raises UsageError.
+    Not by a name that points here (``host``, DNS rebinding), and not from another site (``origin``, which browsers
+    send and nothing else has to). Raises UsageError.
     """
     if host is not None and not _LOOPBACK.fullmatch(host):
         raise UsageError("the Host header is not this server's", why="without keys it answers to localhost alone")
+    if origin is not None and not _LOOPBACK.fullmatch(origin.partition("://")[2]):
+        raise UsageError("the request comes from a web page elsewhere", why="without keys only local ones may ask")
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str | None:
@@ -157,25 +160,28 @@ def not_found(ref: AdapterRef) -> NotFound:
     return NotFound(f"the model {ref} does not exist", why="see GET /v1/models")
 
 
-def rewrite(
-    body: Mapping[str, Any], *, route: Route, caller: Caller, model: str, chat_template: str | None = None
-) -> dict[str, Any]:
-    """The body that the engine sees.
-
-    ``model`` is the immutable name; ``chat_template`` the adapter's own where it differs from the base's. Raises
-    UsageError for what a caller may not send.
-    """
+def check_body(body: Mapping[str, Any]) -> None:
+    """Raises UsageError for what a caller may not send: it is told, and not dropped."""
     for field, why in _REFUSED.items():
         if body.get(field) not in (None, False):
             raise UsageError(f"`{field}` is not accepted", why=why)
     kwargs = body.get("chat_template_kwargs")
     if isinstance(kwargs, Mapping) and kwargs.keys() & {"chat_template", "tokenize"}:
         raise UsageError("`chat_template_kwargs` is not accepted so", why=_REFUSED["chat_template"])
+    if not isinstance(body.get("cache_salt"), str | None):
+        raise UsageError("`cache_salt` must be text")
     for part in _parts(body):
         _check_media(part)
-    own = body.get("cache_salt")
-    if own is not None and not isinstance(own, str):
-        raise UsageError("`cache_salt` must be text")
+
+
+def rewrite(
+    body: Mapping[str, Any], *, route: Route, caller: Caller, model: str, chat_template: str | None = None
+) -> dict[str, Any]:
+    """The body that the engine sees, of one that `check_body` passed.
+
+    ``model`` is the immutable name; ``chat_template`` the adapter's own where it differs from the base's. Raises
+    UsageError where the route cannot apply that.
+    """
     if chat_template is not None and route.renders_chat and not route.takes_template:
         raise UsageError(
             f"{model} has a chat template of its own, which {route.path} cannot apply",
@@ -183,7 +189,7 @@ def rewrite(
         )
     clean = {k: v for k, v in body.items() if k not in _REFUSED and k != "cache_salt"} | {"model": model}
     if route.fills_cache:
-        clean["cache_salt"] = caller.salt(own)
+        clean["cache_salt"] = caller.salt(body.get("cache_salt"))
     if chat_template is not None and route.takes_template:
         clean["chat_template"] = chat_template
     return clean

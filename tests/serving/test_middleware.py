@@ -198,14 +198,22 @@ class TestRefusals:
             assert answer.json()["error"]["type"] == "BadRequestError"
         assert not inner.seen
 
+    async def test_nothing_is_loaded_for_a_request_that_is_refused(
+        self, client: httpx.AsyncClient, publish: Publish, engine: Any
+    ) -> None:
+        publish()
+        assert (await chat(client, priority=-5)).status_code == 400
+        assert not engine.loads
+
     async def test_a_huge_body_is_cut_off(self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tenancy, "MAX_BODY", 1000)
         answer = await chat(client, "base", padding="x" * 1000)
         assert answer.status_code == 413
 
-    async def test_a_page_on_another_name_cannot_reach_it(self, client: httpx.AsyncClient, inner: Inner) -> None:
-        answer = await client.post(CHAT, json={"model": "base"}, headers={"host": "evil.example"})
-        assert answer.status_code == 400
+    async def test_a_page_of_another_site_cannot_reach_it(self, client: httpx.AsyncClient, inner: Inner) -> None:
+        for header in ({"host": "evil.example"}, {"origin": "https://evil.example"}):
+            answer = await client.post(CHAT, json={"model": "base"}, headers=header)
+            assert answer.status_code == 400
         assert not inner.seen
 
     async def test_a_rank_over_the_servers_names_the_flag(self, client: httpx.AsyncClient, publish: Publish) -> None:

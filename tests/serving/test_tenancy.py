@@ -21,6 +21,7 @@ TOKENIZE = tenancy.find_route("POST", b"/tokenize", "/tokenize")
 
 
 def rewrite(body: dict[str, object], **options: object) -> dict[str, object]:
+    tenancy.check_body(body)
     return tenancy.rewrite(body, **({"route": CHAT, "caller": SINGLE_USER, "model": "acme/support@3"} | options))
 
 
@@ -69,14 +70,25 @@ class TestRoutes:
 
     @pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:1", "127.8.0.1", "[::1]:80", None])
     def test_loopback_hosts_are_answered(self, host: str | None) -> None:
-        tenancy.check_host(host)
+        tenancy.check_browser(host, None)
 
     @pytest.mark.parametrize(
         "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", ""]
     )
     def test_a_name_that_could_point_anywhere_is_not(self, host: str) -> None:
         with pytest.raises(UsageError):
-            tenancy.check_host(host)
+            tenancy.check_browser(host, None)
+
+    @pytest.mark.parametrize("origin", ["http://localhost:3000", "https://127.0.0.1", "http://[::1]:5173"])
+    def test_pages_of_this_machine_may_ask(self, origin: str) -> None:
+        tenancy.check_browser("localhost:8000", origin)
+
+    @pytest.mark.parametrize(
+        "origin", ["https://evil.example", "null", "", "http://localhost.evil.example", "localhost"]
+    )
+    def test_pages_of_other_sites_may_not(self, origin: str) -> None:
+        with pytest.raises(UsageError):
+            tenancy.check_browser("localhost:8000", origin)
 
 
 class TestModel:
