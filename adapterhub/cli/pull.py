@@ -65,5 +65,5 @@ def _merge(cache: Cache, record: Record, *, to: Path | None, base: str | None) -
         note = model.check(record.manifest.base, what=str(record.ref))
         if note:
             typer.echo(f"note: {note}", err=True)
-    export_model(cache.fetch(record), model, to)
+    export_model(cache.fetch(record), model, to, record=record)
     return to
