@@ -111,6 +111,12 @@ def adapter_factory(tmp_path: Path, tiny_base: Path) -> AdapterFactory:
     return make
 
 
+@pytest.fixture(scope="session")
+def adapter_writer() -> AdapterFactory:
+    """`write_adapter`, for fixtures that outlive a test: ``adapter_writer(path, base=tiny_base)``."""
+    return write_adapter
+
+
 def write_adapter(
     path: Path,
     *,
