@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
+from adapterhub.errors import IntegrityError
 from adapterhub.manifest import Record
 
 # Between an answer's last byte and the end of its lease. The engine hears of a request that was broken off, or that
@@ -101,6 +102,7 @@ class Residency:
         self._prepare = prepare
         self._settle = settle
         self._loads: dict[str, asyncio.Task[None]] = {}
+        self._digests: dict[str, str] = {}  # of every name that was ever loaded: a version never changes
         self._loading = asyncio.Lock()  # one load at a time: each needs the room that the one before left
         self._idle = asyncio.Event()  # a lease ended: there may be room
 
@@ -122,6 +124,12 @@ class Residency:
     async def ensure(self, record: Record) -> None:
         """Load a version unless it is resident. Callers share one load, and none that leaves cancels it."""
         name = str(record.ref)
+        if self._digests.setdefault(name, record.digest) != record.digest:
+            raise IntegrityError(
+                f"{name} names other bytes than before",
+                why="the registry was replaced under a running server",
+                hint="start the server again",
+            )
         if self.places.is_resident(name):
             return
         task = self._loads.get(name)

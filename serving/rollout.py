@@ -148,6 +148,9 @@ class Rollout:
                 # A record is never deleted: the registry has lost it, or is another one now (an unmounted folder).
                 log.error("%s goes on as it was, the registry cannot tell of it: %s", pointer.ref, error)
                 continue
+            if _contradicts(found, pointer.ready):
+                log.error("%s goes on as it was: the registry was replaced, start the server again", pointer.ref)
+                continue
             pointer.refusal, pointer.wanted = None, found
             if pointer.is_settled:
                 pointer.ready, pointer.problem = found, ""  # the same version, its status perhaps not
@@ -184,3 +187,8 @@ class Rollout:
     def _flip(self, pointer: Pointer) -> None:
         log.info("%s moves from %s to %s", pointer.ref, pointer.ready.record.ref, pointer.wanted.record.ref)
         pointer.ready, pointer.problem = pointer.wanted, ""
+
+
+def _contradicts(found: Version, known: Version) -> bool:
+    """Whether the same version has other bytes now. No registry does that; a new one in its place may."""
+    return found.record.ref == known.record.ref and found.record.digest != known.record.digest

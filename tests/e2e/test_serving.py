@@ -139,7 +139,7 @@ class TestRefusals:
 class TestHotSwap:
     def test_a_stream_ends_on_its_version_and_the_next_starts_on_the_new(self, served: Any) -> None:
         served.publish("acme/swap", seed=30, channel="prod")
-        one = served.text("acme/swap@prod", tokens=200, ignore_eos=True)
+        one = served.text("acme/swap@prod", tokens=40, ignore_eos=True).rstrip("\ufffd")
         chunks = []
         with served.stream("acme/swap@prod", tokens=200) as (answer, coming):
             chunks += [next(coming) for _ in range(3)]
@@ -151,7 +151,8 @@ class TestHotSwap:
             chunks += list(coming)
         assert answer.headers["x-adapterhub-version"] == "acme/swap@1"
         assert {chunk["model"] for chunk in chunks} == {"acme/swap@1"}
-        assert "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]) == one
+        text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
+        assert text.startswith(one)
         served.move("acme/swap", "prod", 1)
         served.poll()
         assert served.ask("acme/swap@prod").headers["x-adapterhub-version"] == "acme/swap@1"

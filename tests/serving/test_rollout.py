@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from adapterhub.errors import Gone, NotFound, StorageError, Unsupported
+from adapterhub.errors import Gone, IntegrityError, NotFound, StorageError, Unsupported
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName, AdapterRef
-from adapterhub.registry import Registry, open_registry
+from adapterhub.registry import Registry, draft, open_registry
 from adapterhub.serving.replica import Replica
 from adapterhub.serving.rollout import Rollout
 
@@ -206,10 +206,27 @@ async def test_a_registry_folder_that_vanishes_withdraws_nothing(
     """An unmounted folder looks like an empty registry. Versions are never deleted, so it is none."""
     publish(channel="prod")
     assert await number(replica) == await number(replica, "acme/support@1") == 1
-    empty = open_registry("memory://vanished")
+    empty = open_registry(f"{registry.url}/vanished")
     monkeypatch.setattr(replica.rollout, "_registry", empty)
     await replica.poll()
     assert await number(replica) == await number(replica, "acme/support@1") == 1
+
+
+async def test_a_registry_that_was_replaced_is_not_believed(
+    replica: Replica, publish: Publish, registry: Registry, monkeypatch: pytest.MonkeyPatch, adapter_factory: Any
+) -> None:
+    """Somebody deleted the folder and published anew: version 1 has other bytes, the engine holds the old ones."""
+    old = publish()
+    async with replica.residency.lease(old):
+        pass
+    assert await number(replica, "acme/support") == 1
+    another = open_registry(f"{registry.url}/another")
+    new = another.publish(draft(adapter_factory("new", seed=99), base=replica.base), name=NAME, author="tests")
+    monkeypatch.setattr(replica.rollout, "_registry", another)
+    await replica.poll()
+    assert (await replica.rollout.current(AdapterRef.parse("acme/support"))).record.digest == old.digest
+    with pytest.raises(IntegrityError, match="other bytes"):
+        await replica.residency.ensure(new)
 
 
 class AwayRegistry:
