@@ -20,6 +20,7 @@ from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Version
 from adapterhub.serving import tenancy
 from adapterhub.serving.answers import error_answer
+from adapterhub.serving.arguments import BASE_NAME
 from adapterhub.serving.replica import Replica
 
 Scope = MutableMapping[str, Any]
@@ -91,7 +92,7 @@ async def _admit(
     body = tenancy.read_body(await _read(receive))
     ref = tenancy.read_model(body, caller)
     tenancy.check_body(body)  # before anything is loaded for it
-    model, template, added = tenancy.BASE, None, [(b"x-adapterhub-version", tenancy.BASE.encode())]
+    model, template, added = BASE_NAME, None, [(b"x-adapterhub-version", BASE_NAME.encode())]
     if ref is not None:
         version = await _current(replica, ref)
         await until_the_last_byte.enter_async_context(replica.residency.lease(version.record))

@@ -13,7 +13,7 @@ from adapterhub.errors import AdapterHubError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry.base import Registry
-from adapterhub.serving.tenancy import BASE
+from adapterhub.serving.arguments import BASE_NAME
 
 Unfit = Callable[[Record], AdapterHubError | None]
 
@@ -27,11 +27,11 @@ def list_models(registry: Registry, unfit: Unfit) -> list[dict[str, Any]]:
 def base_card(*, created: int, max_model_len: int | None) -> dict[str, Any]:
     """``created`` in seconds since 1970, ``max_model_len`` in tokens."""
     return {
-        "id": BASE,
+        "id": BASE_NAME,
         "object": "model",
         "created": created,
         "owned_by": "adapterhub",
-        "root": BASE,
+        "root": BASE_NAME,
         "parent": None,
         "max_model_len": max_model_len,
     }
@@ -45,7 +45,7 @@ def card(name: str, record: Record) -> dict[str, Any]:
         "created": int(datetime.fromisoformat(record.created).timestamp()),
         "owned_by": record.name.tenant,
         "root": str(record.ref),
-        "parent": BASE,
+        "parent": BASE_NAME,
     }
 
 

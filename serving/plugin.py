@@ -1,4 +1,4 @@
-"""vLLM's entry points. With `resolver`, `selftest` and `engine` the only files that import vllm.
+"""vLLM's entry points. With `resolver`, `selftest` and `cpu_lora` the only files that import vllm.
 
     vllm.general_plugins   register()    in every process: our resolver, and the LoRA product on CPU
     vllm.endpoint_plugins  Endpoints()   in the API server: our routes, then the replica behind them
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import EngineError, UsageError
+from adapterhub.serving.arguments import MIDDLEWARE
 from adapterhub.serving.config import ServeConfig
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MIDDLEWARE = "adapterhub.serving.middleware.TenancyMiddleware"
 _OPENERS = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE", "VLLM_SKIP_MODEL_NAME_VALIDATION")
 
 

@@ -44,7 +44,7 @@ class Replica:
         )
         self.rollout = Rollout(registry, warm=self.residency.ensure, blocking=self.blocking)
         self.not_ready = "it is starting"  # empty: ready
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
 
     async def blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking function on one of our own threads."""
@@ -53,26 +53,16 @@ class Replica:
     def watch(self) -> None:
         """Start to watch the registry. A watcher that ends takes readiness with it: yanks would not arrive."""
         config = self.config
-        task = asyncio.create_task(
+        self._watcher = asyncio.create_task(
             self.rollout.watch(poll_seconds=config.poll_seconds, rescan_seconds=config.rescan_seconds),
             name="adapterhub watch",
         )
-        self._tasks.add(task)
-        task.add_done_callback(self._watch_ended)
+        self._watcher.add_done_callback(self._watch_ended)
 
     def _watch_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
         if not task.cancelled():
             self.not_ready = "the watcher of the registry ended"
             log.error("the watcher of the registry ended", exc_info=task.exception())
-
-    async def stop(self) -> None:
-        """End the watcher and let go of the threads."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def poll(self) -> None:
         """Look at the registry now; returns when what moved is served. Raises StorageError."""

@@ -19,7 +19,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from adapterhub.errors import AdapterHubError, Gone, IntegrityError, NotFound
 from adapterhub.manifest import Record
@@ -28,7 +28,6 @@ from adapterhub.registry.base import Registry, Version
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Blocking = Callable[..., Awaitable[Any]]  # runs a blocking function, with its arguments, off the event loop
 
 

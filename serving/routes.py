@@ -40,10 +40,8 @@ def _models(started: int) -> Any:
 async def ready(request: Request) -> Response:
     """200 once this replica answers requests, and as long as its engine lives."""
     reason = _replica(request).not_ready
-    try:
-        await request.app.state.engine_client.check_health()
-    except Exception as error:  # noqa: BLE001 - vLLM's; not importable here
-        reason = f"the engine is dead: {type(error).__name__}"
+    if request.app.state.engine_client.errored:
+        reason = "the engine is dead"
     return _json({"ready": not reason, "reason": reason or None}, status=503 if reason else 200)
 
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from adapterhub.errors import NotFound, UsageError
 from adapterhub.refs import AdapterName, AdapterRef
+from adapterhub.serving.arguments import BASE_NAME
 
-BASE = "base"  # the base model's name in requests
 MAX_BODY = 32 * 1024 * 1024  # bytes
 
 Kind = Literal["model", "open"]
@@ -146,8 +146,8 @@ def read_model(body: Mapping[str, Any], caller: Caller) -> AdapterRef | None:
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
-        raise UsageError("`model` is missing", why=f"name {BASE}, or an adapter like acme/support@prod")
-    if model == BASE:
+        raise UsageError("`model` is missing", why=f"name {BASE_NAME}, or an adapter like acme/support@prod")
+    if model == BASE_NAME:
         return None
     ref = AdapterRef.parse(model)
     if not caller.may_use(ref.name):

@@ -416,14 +416,16 @@ class TestOurRoutes:
         replica.watch()
         await engine.until(lambda: replica.not_ready)
         assert (await client.get("/ready")).status_code == 503
-        await replica.stop()
+
+    async def test_ready_ends_with_the_engine(self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Healthy, "errored", True)
+        assert (await client.get("/ready")).status_code == 503
 
 
 class Healthy:
     """vLLM's engine client, as far as ``/ready`` asks it."""
 
-    async def check_health(self) -> None:
-        return
+    errored = False
 
 
 class Serving:

@@ -15,6 +15,7 @@ from adapterhub import peftdir
 from adapterhub.base import BaseModel
 from adapterhub.errors import EngineError, UsageError
 from adapterhub.serving import plugin, selftest
+from adapterhub.serving.arguments import MIDDLEWARE
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.middleware import TenancyMiddleware
 
@@ -22,7 +23,7 @@ from adapterhub.serving.middleware import TenancyMiddleware
 def arguments(**changed: Any) -> Namespace:
     fine = {
         "host": "127.0.0.1", "api_server_count": 1, "data_parallel_size": 1, "enable_lora": True,
-        "middleware": [plugin.MIDDLEWARE],
+        "middleware": [MIDDLEWARE],
     }  # fmt: skip
     return Namespace(**(fine | changed))
 
