@@ -47,6 +47,4 @@ def _shape(status: int, message: str, path: str) -> dict[str, Any]:
         kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
         return {"type": "error", "error": {"type": kind, "message": message}}
     kind = _TYPES.get(status, HTTPStatus(status).phrase.replace(" ", "") + "Error")
-    return {
-        "error": {"message": message, "type": kind, "param": None, "code": status}
-    }
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
