@@ -1,7 +1,7 @@
 """The sum itself: float32 W + scale · B·A, rounded once. The only file of the export that knows torch.
 
-PEFT on a CPU rounds B·A to the base's dtype and then rounds the sum again: 5 % of bfloat16 weights come out one step
-off. Here every block is widened to float32, added to, and rounded once (to nearest, ties to even).
+Every block is widened to float32, whatever dtype the base and the factors have, added to, and rounded once (to nearest,
+ties to even). A product that is rounded to bfloat16 before it is added puts 5 % of the weights one step off.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -37,10 +38,11 @@ def merge(plan: Plan, staging: Staging, *, progress: Progress | None = None) -> 
         for file in plan.files:
             if file.name not in staging.finished:
                 done = before
-                for written in in_order(_jobs(file, staging.folder / file.name, weights)):
-                    done += written
-                    if progress:
-                        progress(done, plan.bytes_written)
+                with closing(in_order(_jobs(file, staging.folder / file.name, weights))) as parts:
+                    for written in parts:
+                        done += written
+                        if progress:
+                            progress(done, plan.bytes_written)
                 durable.append(syncer.submit(_finish, staging, file.name))
             before += file.size
             if progress:

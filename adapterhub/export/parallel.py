@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,10 +16,11 @@ def workers() -> int:
     return min(8, os.cpu_count() or 1) + 1
 
 
-def in_order(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+def in_order(jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
     """Run jobs in threads and yield what they return, in their order; the first that raises ends it all.
 
-    A job is taken from ``jobs`` only when its turn is near, so that what it holds in memory is made late.
+    A job is taken from ``jobs`` only when its turn is near, so that what it holds in memory is made late. Closed early,
+    the generator waits for the jobs under way: none writes any more when it is gone.
     """
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(workers(), "export") as pool:

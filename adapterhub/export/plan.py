@@ -23,6 +23,7 @@ from adapterhub.manifest import BaseFingerprint
 from adapterhub.peftdir import Factor, PeftDir
 
 _SIDECARS = 64 * 2**20  # bytes allowed for tokenizer, configs and journal
+_LIBRARIES = 160 * 2**20  # bytes, measured with the certificate
 _CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})  # weights are (in, out)
 _HEADS = frozenset({"lm_head", "embed_out"})
 
@@ -61,10 +62,11 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes above the interpreter with torch, an upper estimate: each worker's block and two tensors' factors."""
+        """Bytes above the interpreter with torch, an upper estimate: each worker's block, read, wide and rounded; two
+        tensors' factors; what torch and numpy keep for themselves."""
         widest = max((max(1, op.source.shape[1]) for op in self.merged), default=1)
         factors = max((_float32_bytes(op.delta.factor) for op in self.merged if op.delta), default=0)
-        return workers() * 3 * 4 * max(BLOCK, widest) + 2 * factors + 64 * 2**20
+        return workers() * 3 * 4 * max(BLOCK, widest) + 2 * factors + _LIBRARIES
 
     @property
     def free(self) -> int:
