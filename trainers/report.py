@@ -86,8 +86,9 @@ def draw(metrics: Sequence[Mapping[str, Any]], *, title: str | None, form: str) 
     return buffer.getvalue()
 
 
-def smooth(values: Sequence[float], weight: float = 0.85) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """An exponential mean without the pull of its start (Adam's bias correction, arXiv:1412.6980)."""
+    weight = max(0.0, min(0.85, 1 - 8 / len(values)))  # over about seven steps, fewer where there are few
     smoothed, mean = [], 0.0
     for i, value in enumerate(values, 1):
         mean = weight * mean + (1 - weight) * value

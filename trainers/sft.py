@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub.errors import RunFailed, StorageError
+from adapterhub.errors import MissingDependency, RunFailed, StorageError
 from adapterhub.peftdir import CONFIG, WEIGHTS
 from adapterhub.runrecord import ADAPTER
 from adapterhub.trainers.config import TrainConfig
@@ -55,12 +55,14 @@ def fit(prepared: Prepared, folder: Path, *, on_event: Listener, resume: bool = 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint is in the folder.
         RunFailed: out of memory, a loss that is no number, or whatever broke below us; the log has it all.
-        MissingDependency: the ``train`` extra is not installed.
+        MissingDependency: the ``train`` extra, or a package that a key asks for, is not installed.
     """
     on_event(Stage("loading torch"))
     with quiet(folder / LOG):
         try:
             return _fit(prepared, folder, on_event, resume)
+        except ImportError as error:  # bitsandbytes for QLoRA, an attention kernel
+            raise MissingDependency("this training needs a package that is not installed", why=str(error)) from error
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             logging.getLogger(__name__).exception("training broke off")
             raise _wrapped(error, folder) from error

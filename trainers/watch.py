@@ -61,18 +61,17 @@ def watch_class() -> Any:
             self.stop = False  # asked for from outside
             self.broken: tuple[int, float] | None = None  # step and loss that is no number
             self.began = self.last = 0.0
-            self.first_step = self.total = 0
+            self.first_step = self.step = self.total = 0
             self.evals: dict[int, float] = {}
             self.tokens_before = 0
-            self.logged = 0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.began = self.last = time.monotonic()
             self.first_step, self.total = state.global_step, state.max_steps
-            self.logged = state.global_step
             self.on_event(Started(steps=state.max_steps, done=state.global_step))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.step = state.global_step
             if self.stop:
                 control.should_save = control.should_training_stop = True
 
@@ -91,7 +90,6 @@ def watch_class() -> Any:
             tokens = self.trainer.tokens_seen - self.tokens_before
             speed = tokens / max(now - self.last, 1e-9)
             self.last, self.tokens_before = now, self.trainer.tokens_seen
-            self.logged = step
             if not math.isfinite(loss):
                 self.broken = (step, loss)
                 control.should_training_stop = True
@@ -124,9 +122,9 @@ def watch_class() -> Any:
                     why="the training diverged; nothing of it can be used",
                     hint="lower learning_rate, or raise warmup_steps",
                 )
-            if self.stop:
+            if self.stop and self.step < self.total:
                 raise Interrupted(
-                    f"stopped at step {self.logged} of {self.total}",
+                    f"stopped at step {self.step} of {self.total}",
                     why=f"a checkpoint is in {folder / CHECKPOINTS}",
                     hint=f"ah train --resume {folder}",
                 )
