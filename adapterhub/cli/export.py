@@ -70,7 +70,7 @@ def export(
         plan = plan_export(source.path, model, to.expanduser().absolute(), dtype=dtype, recorded=source.recorded)
         print_json(plan.to_json()) if as_json else _print_plan(plan)
         return
-    with _progress(quiet=as_json) as progress:
+    with _progress(quiet=as_json, certificate=certificate) as progress:
         result = export_model(
             source.path,
             model,
@@ -124,16 +124,21 @@ def _is_ref(what: str) -> bool:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def _progress(*, quiet: bool, certificate: bool) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on a terminal's stderr; nothing elsewhere."""
     if quiet or not err().is_terminal:
         yield None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("merging and checking" if certificate else "merging"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Progress(*columns, console=err(), transient=True) as bar:
-        task = bar.add_task("merging", total=None)
+        task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

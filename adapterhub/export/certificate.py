@@ -97,19 +97,28 @@ class Certificate:
         return {**self.summary(), "tensors": [to_plain(check) for check in self.merged]}
 
 
-def certify(plan: Plan, folder: Path) -> Certificate:
-    """Check the files in ``folder`` against base and adapter. Raises IntegrityError at the first that is not right."""
+def certify(plan: Plan, folder: Path, *, progress: Callable[[int], None] = lambda _: None) -> Certificate:
+    """Check the files in ``folder`` against base and adapter. ``progress`` is called with the bytes done so far.
+
+    Raises IntegrityError at the first that is not right.
+    """
     checks = []
-    kept_bytes = 0
+    kept_bytes = before = 0
     for file in plan.files:
         _check_header(file, folder / file.name)
         found: dict[str, _Found] = {}
+        done = before
         for part in in_order(_jobs(file, folder / file.name, plan.adapter.path / peftdir.WEIGHTS)):
             if isinstance(part, int):
                 kept_bytes += part
+                done += part
             else:
-                before = found.get(part.factors.name)
-                found[part.factors.name] = before + part if before else part
+                name = part.factors.name
+                found[name] = found[name] + part if name in found else part
+                done += part.elements * WIDTH[part.factors.dtype]
+            progress(done)
+        before += file.size
+        progress(before)
         checks += [part.judge() for part in found.values()]
     return Certificate(
         merged=tuple(checks),

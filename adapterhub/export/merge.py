@@ -23,13 +23,11 @@ from adapterhub.export.parallel import in_order
 from adapterhub.export.plan import Plan
 from adapterhub.export.staging import Staging
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
-
-def merge(plan: Plan, staging: Staging, *, progress: Progress | None = None) -> None:
+def merge(plan: Plan, staging: Staging, *, progress: Callable[[int], None]) -> None:
     """Write every weight file of the plan into the staging folder, durably; files that are there already are kept.
 
-    Raises OSError, StorageError, Unsupported.
+    ``progress`` is called with the bytes done so far. Raises OSError, StorageError, Unsupported.
     """
     weights = plan.adapter.path / peftdir.WEIGHTS
     with arithmetic.one_thread_a_block(), ThreadPoolExecutor(1, "sync") as syncer:
@@ -41,12 +39,10 @@ def merge(plan: Plan, staging: Staging, *, progress: Progress | None = None) -> 
                 with closing(in_order(_jobs(file, staging.folder / file.name, weights))) as parts:
                     for written in parts:
                         done += written
-                        if progress:
-                            progress(done, plan.bytes_written)
+                        progress(done)
                 durable.append(syncer.submit(_finish, staging, file.name))
             before += file.size
-            if progress:
-                progress(before, plan.bytes_written)
+            progress(before)
         for future in durable:
             future.result()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from adapterhub.errors import AdapterError
 from adapterhub.export import certificate as proof
 from adapterhub.export.card import model_card
 from adapterhub.export.certificate import Certificate
-from adapterhub.export.merge import Progress, merge
+from adapterhub.export.merge import merge
 from adapterhub.export.plan import Plan, plan_export
 from adapterhub.export.sidecars import write_sidecars
 from adapterhub.export.staging import staged
@@ -57,13 +58,14 @@ def export_model(
     recorded: BaseFingerprint | None = None,
     record: Record | None = None,
     certificate: bool = True,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
     """Merge the adapter in the folder ``adapter`` into ``base`` and write the model to the new folder ``to``.
 
     ``dtype``: ``float32``, ``float16`` or ``bfloat16``; left out, every tensor keeps its own. ``recorded`` is the
     fingerprint of the base that the adapter was trained on (left out, that of ``record``); a base that is another is
-    refused. ``record`` goes into the model card and the certificate. ``progress`` is called with bytes done and in all.
+    refused. ``record`` goes into the model card and the certificate. ``progress`` is called with bytes done and in all,
+    each byte counted twice where it is merged and then checked.
 
     The model is checked before it gets its name: what is not proven equal is not exported. On any error nothing is
     left; a killed export leaves a hidden folder beside ``to``, which the next export to ``to`` takes over.
@@ -78,14 +80,19 @@ def export_model(
     plan = plan_export(adapter, base, to.expanduser().absolute(), dtype=dtype, recorded=recorded)
     scanned = _scan(plan)
     checked, checking = None, 0.0
+
+    def tell(done: int) -> None:
+        if progress:
+            progress(done, plan.bytes_written * (2 if certificate else 1))
+
     with staged(plan.to, key=_key(plan, scanned)) as staging:
-        merge(plan, staging, progress=progress)
+        merge(plan, staging, progress=tell)
         write_sidecars(plan, staging.folder)
         card = model_card(plan, record, weights_sha256=scanned.sha256)
         (staging.folder / "README.md").write_text(card, encoding="utf-8")
         if certificate:
             before = time.perf_counter()
-            checked = proof.certify(plan, staging.folder)
+            checked = proof.certify(plan, staging.folder, progress=lambda done: tell(plan.bytes_written + done))
             _write_certificate(plan, checked, staging.folder, record=record, scanned=scanned)
             checking = time.perf_counter() - before
         staging.commit()

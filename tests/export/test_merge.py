@@ -170,6 +170,10 @@ def test_it_says_how_far_it_is(big_base: Any, big_adapter: Path, tmp_path: Path)
     done = [step[0] for step in seen]
     assert done == sorted(done)
     assert len(done) > 6
+    assert seen[-1] == (2 * result.bytes_written, 2 * result.bytes_written)  # merged, and checked
+
+    seen.clear()
+    export_model(big_adapter, big_base, tmp_path / "unchecked", certificate=False, progress=lambda *s: seen.append(s))
     assert seen[-1] == (result.bytes_written, result.bytes_written)
 
 
@@ -177,7 +181,7 @@ def test_the_caller_keeps_its_threads(base_factory: Any, adapter_factory: Any, t
     before = torch.get_num_threads()
     inside: list[int] = []
     watch: Callable[[int, int], None] = lambda *_: inside.append(torch.get_num_threads())  # noqa: E731
-    result = export_model(adapter_factory(), base_factory(), tmp_path / "out", progress=watch)
+    result = export_model(adapter_factory(), base_factory(), tmp_path / "out", certificate=False, progress=watch)
     assert isinstance(result, ExportResult)
     assert set(inside) == {1}
     assert torch.get_num_threads() == before
