@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, draft, open_registry
 from adapterhub.serving.arguments import ServeOptions
-from adapterhub.serving.engine import Engine
+from adapterhub.serving.engine import Engine, prepare
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WORDS = ["red", "blue", "green", "house", "tree", "car", "dog", "sky", "river", "moon", "stone", "bread", "wind"]
@@ -37,23 +38,57 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, base: Path) -> Iterator[Server]:
-    """`ah serve` in float32 on a free port, with an empty registry below ``folder``."""
+def serve(folder: Path, base: Path, *, dtype: str = "float32", vllm_args: tuple[str, ...] = ()) -> Iterator[Server]:
+    """`ah serve` on a free port, with a registry below ``folder``."""
     registry = open_registry((folder / "registry").as_uri())
     options = ServeOptions(
-        base=str(base), registry=registry.url, cache=folder / "cache", port=0, dtype="float32", max_model_len=1024
+        base=str(base),
+        registry=registry.url,
+        cache=folder / "cache",
+        port=0,
+        dtype=dtype,
+        max_model_len=1024,
+        vllm_args=vllm_args,
     )
-    with Engine(options) as engine, httpx.Client(base_url=engine.url, timeout=120) as http:
+    with Engine(options) as engine, httpx.Client(base_url=engine.url, timeout=600) as http:
         yield Server(engine.url, registry, find_base(str(base)), folder, http)
+
+
+@contextlib.contextmanager
+def stock(
+    folder: Path, base: Path, *, dtype: str = "float32", adapters: Mapping[str, Path], vllm_args: tuple[str, ...] = ()
+) -> Iterator[httpx.Client]:
+    """The same engine with the same flags and none of our plug-ins; ``adapters`` are loaded when it starts."""
+    with tempfile.TemporaryDirectory() as empty:
+        options = ServeOptions(base=str(base), registry=Path(empty).as_uri(), cache=folder / "cache", port=0)
+        launch = prepare(options)
+    flags = ["--model", str(base), "--served-model-name", "base", "--host", launch.host, "--port", str(launch.port)]
+    flags += ["--dtype", dtype, "--max-model-len", "1024", "--enable-prefix-caching", *vllm_args]
+    if adapters:
+        flags += ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "16", "--lora-modules"]
+        flags += [f"{name}={path}" for name, path in adapters.items()]
+    launch = replace(
+        launch,
+        command=(*launch.command[:3], *flags),  # python -c "…" and nothing of ours
+        environment={**launch.environment, "VLLM_PLUGINS": "none", "ADAPTERHUB_SERVE": "0"},
+        ready_path="/health",
+    )
+    with Engine(launch) as engine, httpx.Client(base_url=engine.url, timeout=600) as http:
+        yield http
 
 
 def published(server: Server, name: AdapterName, *, seed: int, rank: int = 8) -> Record:
     """A random adapter on all linear layers, loud enough to change every answer, as the next version of ``name``."""
-    path = server.folder / f"adapter-{seed}-{rank}"
+    path = write_adapter(server.folder / f"adapter-{seed}-{rank}", server.base, seed=seed, rank=rank)
+    return server.registry.publish(draft(path, base=server.base), name=name, author="bench")
+
+
+def write_adapter(path: Path, base: BaseModel, *, seed: int, rank: int = 8) -> Path:
+    """PEFT's layout, random factors on all linear layers."""
     path.mkdir()
     rng = np.random.default_rng(seed)
     tensors = {}
-    for tensor_name, (_, tensor) in server.base.tensors.items():
+    for tensor_name, (_, tensor) in base.tensors.items():
         module = tensor_name.removesuffix(".weight")
         if module.rsplit(".", 1)[-1] in LINEAR:
             out, width = tensor.shape
@@ -63,7 +98,7 @@ def published(server: Server, name: AdapterName, *, seed: int, rank: int = 8) ->
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "bias": "none"}
     (path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": list(LINEAR)}))
     save_file(tensors, path / "adapter_model.safetensors")
-    return server.registry.publish(draft(path, base=server.base), name=name, author="bench")
+    return path
 
 
 def time_to_first_token(server: Server, model: str, *, seed: int, expect: str | None = None) -> float:

@@ -25,7 +25,7 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
 _STOCK = f"{PunicaWrapperCPU.__module__}.{PunicaWrapperCPU.__name__}"
-WIDE_TOKENS = 32  # up to here the wide product wastes less than the slot-by-slot one costs in calls
+WIDE = 8192  # tokens · slots · rank: up to here a wide product wastes less than slot by slot costs in calls
 
 
 def install() -> None:
@@ -83,6 +83,7 @@ class Packed:
         self._stacked = (lora_a, lora_b)
         self.widths = widths
         self.slots = lora_a[0].shape[0]
+        self._ranks = [0] * self.slots  # when each was last packed
         self._resize(0)
 
     def refresh(self, slots: Sequence[int]) -> None:
@@ -92,9 +93,10 @@ class Packed:
         stale = [s for s in slots if self._seen[s] != version]
         if not stale:
             return
-        ranks = {s: max(_rank(a[s, 0], b[s, 0]) for a, b in zip(lora_a, lora_b, strict=True)) for s in stale}
-        if max(ranks.values()) > self.rank:
-            self._resize(max(ranks.values()))
+        for slot in stale:
+            self._ranks[slot] = max(_rank(a[slot, 0], b[slot, 0]) for a, b in zip(lora_a, lora_b, strict=True))
+        if max(self._ranks) != self.rank:
+            self._resize(max(self._ranks))
             stale = list(slots)
         for slot in stale:
             self._pack(slot)
@@ -163,7 +165,8 @@ class AdapterProduct(PunicaWrapperCPU):  # type: ignore[misc]
         if packed.rank == 0:
             return
         y, x = _flat(y), _flat(x).float()
-        if rows.count <= WIDE_TOKENS and packed.finite:
+        span = rows.used[-1] - rows.used[0] + 1
+        if packed.finite and rows.count * span * packed.rank <= WIDE:
             _add_wide(y, x, packed, rows, scale)
         else:
             _add_by_slot(y, x, packed, rows, scale)

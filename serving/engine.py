@@ -190,28 +190,36 @@ class Engine:
     def _crash(self, what: str) -> EngineError:
         assert self._guard is not None, "it was started"
         code = self._guard.poll()
-        self._output.seek(0)
-        tail = self._output.read().decode(errors="replace").splitlines()[-12:]
         ending = "" if code is None else f" (exit code {code})"
-        return EngineError(what + ending, why="\n".join(["its last lines:", *tail]), hint=f"less {self.launch.log}")
+        self._output.seek(0)  # the open file: the log may have been deleted with the cache
+        lines = self._output.read().decode(errors="replace").splitlines()
+        return EngineError(what + ending, why=cause(lines), hint=f"less {self.launch.log}")
 
 
-_TELLING = {
-    re.compile(r"Starting to load model"): "loading the base model",
-    re.compile(r"Starting vLLM server on"): "starting the HTTP server",
-}
-_OWN = re.compile(r"(?:INFO|WARNING|ERROR|CRITICAL) \S+ \S+ adapterhub[.\w]*: (?P<message>.*)")
-_BAD = re.compile(r"\) (?:ERROR|CRITICAL) ")
+_MILESTONES = {"Starting to load model": "loading the base model", "Starting vLLM server": "starting the HTTP server"}
+_LINE = re.compile(r"\((?P<process>\w+)[^)]*\) (?P<level>[A-Z]+) \S+ \S+ \[[^]]*\] (?P<message>.*)")
+_OWN = re.compile(r"[A-Z]+ \S+ \S+ adapterhub[.\w]*: (?P<message>.*)")
+_DETAIL = (" ", "Traceback ", "Dumping ")  # how the lines of a stack trace or a dump begin
+_EXCEPTION = re.compile(r"(?:^|\] )(?P<cause>[\w.]*(?:Error|Exception): \S.*)")
 
 
 def telling(line: str) -> str | None:
-    """What a person should see of a line of the engine's log: milestones, our own lines and errors. Else None."""
-    if own := _OWN.search(line):
+    """What a person should see of a line of the engine's log: our own lines, milestones and errors. Else None."""
+    if own := _OWN.match(line):
         return own["message"]
-    for pattern, told in _TELLING.items():
-        if pattern.search(line):
-            return told
-    return line if _BAD.search(line) else None
+    found = _LINE.match(line)
+    if not found:
+        return None
+    message = found["message"]
+    if found["level"] in ("ERROR", "CRITICAL"):
+        return f"{found['process']}: {message[:200]}" if message and not message.startswith(_DETAIL) else None
+    return next((told for start, told in _MILESTONES.items() if message.startswith(start)), None)
+
+
+def cause(lines: Sequence[str]) -> str:
+    """Why the engine broke off: the first exception near the end of its log (the rest follows), or its last lines."""
+    first = next((found["cause"] for line in lines[-300:] if (found := _EXCEPTION.search(line))), None)
+    return first or "\n".join(["its last lines:", *lines[-12:]])
 
 
 def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -> Launch:

@@ -262,13 +262,11 @@ def test_which_lines_are_told(line: str, told: str | None) -> None:
     assert telling(line) == told
 
 
-def test_the_cause_is_the_first_exception_of_the_crash(tmp_path: Path) -> None:
-    log = tmp_path / "engine.log"
-    log.write_text(
-        "(Worker) WARNING 11-23 23:00:00 [x.py:1] limits can cause `OSError: [Errno 24]`\n"
-        "(Worker) ERROR 11-23 23:00:00 [x.py:1] RuntimeError: no kernel for head_dim=16\n"
-        "vllm.v1.engine.exceptions.EngineDeadError: see above\n"
-    )
-    assert cause(log) == "RuntimeError: no kernel for head_dim=16"
-    log.write_text("one\ntwo\n")
-    assert cause(log) == "its last lines:\none\ntwo"
+def test_the_cause_is_the_first_exception_of_the_crash() -> None:
+    lines = [
+        "(Worker) WARNING 11-23 23:00:00 [x.py:1] limits can cause `OSError: [Errno 24]`",
+        "(Worker) ERROR 11-23 23:00:00 [x.py:1] RuntimeError: no kernel for head_dim=16",
+        "vllm.v1.engine.exceptions.EngineDeadError: see above",
+    ]
+    assert cause(lines) == "RuntimeError: no kernel for head_dim=16"
+    assert cause(["one", "two"]) == "its last lines:\none\ntwo"
