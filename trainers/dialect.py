@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adapterhub.peftdir import VLLM_MAX_RANK
+
 Kind = Literal["honoured", "approximated", "without effect"]
 Reader = Callable[[Any], Any]  # a YAML value → what `TrainConfig` holds; raises ValueError("expects …")
-
-MAX_RANK = 512  # the serving engine's (peftdir.VLLM_MAX_RANK)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ KEYS: Mapping[str, Reader] = {
     "load_in_4bit": flag,
     # LoRA
     "adapter": choice("lora", "qlora"),
-    "lora_r": whole(1, MAX_RANK),
+    "lora_r": whole(1, VLLM_MAX_RANK),
     "lora_alpha": number(above=True),
     "lora_dropout": number(0, 0.99),
     "lora_target_linear": flag,

@@ -123,13 +123,12 @@ class Labeler:
                     why="they would be left out of the prompt without a word",
                     hint="write them into the system message, or use a template that takes tools",
                 )
-            spans: list[tuple[int, int]] = []
-            for i, message in enumerate(row.messages):
-                if message["role"] == "assistant":
-                    previous = spans[-1][1] if spans else 0
-                    start = self._start(row, i, full, previous)
-                    end, closed = self._end(row, i, full, start)
-                    spans.append((start, end))
+            spans: dict[int, tuple[int, int]] = {}  # by the message's place
+            end, closed = 0, True
+            for i in (i for i, m in enumerate(row.messages) if m["role"] == "assistant"):
+                start = self._start(row, i, full, end)
+                end, closed = self._end(row, i, full, start)
+                spans[i] = (start, end)
         except _Refused as error:
             raise DataError(
                 f"{row.where}: the chat template refuses this conversation",
@@ -137,15 +136,14 @@ class Labeler:
                 hint="check the order of the roles and what the template expects",
             ) from error
         if not closed:
-            full = full[: spans[-1][1]].rstrip() + (self.tokenizer.eos_token or "")
-            spans[-1] = (spans[-1][0], len(full))
-        trained = [m for m, _ in enumerate(row.messages) if row.messages[m]["role"] == "assistant"]
-        return full, [span for i, span in zip(trained, spans, strict=True) if i >= row.first_trained]
+            full = full[:end].rstrip() + (self.tokenizer.eos_token or "")
+            spans[i] = (start, len(full))
+        return full, [span for place, span in spans.items() if place >= row.first_trained]
 
     def _start(self, row: Conversation, i: int, full: str, previous: int) -> int:
         """Where the model takes over. ``previous``: the end of the assistant turn before."""
         try:
-            prompt = self._render(row.messages[:i], row.tools, generate=True)
+            prompt = self.prompt(row.messages[:i], row.tools)
         except _Refused:  # many templates refuse an empty or a cut conversation; then the text itself tells
             prompt = ""
         if prompt and full.startswith(prompt) and len(prompt) >= previous:
