@@ -20,6 +20,7 @@ import typer
 
 from adapterhub import errors
 from adapterhub.cli.main import build
+from adapterhub.serving import tenancy
 from adapterhub.serving.arguments import OWNED
 from adapterhub.trainers import dialect
 
@@ -210,6 +211,13 @@ def test_the_table_of_errors_is_the_tree() -> None:
         if isinstance(c, type) and issubclass(c, errors.AdapterHubError) and c is not errors.AdapterHubError
     }
     assert {(row[0].strip("`"), row[1], row[2]) for row in table("docs/errors.md", "The errors")} == tree
+
+
+def test_every_route_of_the_page_is_open() -> None:
+    for cells in table("docs/serving.md", "Routes"):
+        method = cells[0].strip("`").split()[0]
+        for path in re.findall(r"/[\w/]+", cells[0]):
+            assert tenancy.find_route(method, path.encode(), path).path == path
 
 
 def test_the_list_of_owned_flags_is_the_code_s() -> None:
