@@ -1,7 +1,7 @@
 """Does an answer depend on who else is in the batch? 200 concurrent requests over the base and 4 adapters on 4 slots.
 
-Every question is asked alone first, one after the other, then all at once; greedy. A share of 1 means that each answer is
-byte for byte the one given alone. The peer is the same vLLM, same flags, with its own LoRA product on CPU. In bfloat16
+Every question is asked alone first, then all at once; greedy. A share of 1 means that each answer is byte for byte
+the one given alone. The peer is the same vLLM, same flags, with its own LoRA product on CPU. In bfloat16
 even an engine without adapters answers differently batched and alone, so that share has no bar.
 
     python benchmarks/batching_truth.py [--base DIR] [--dtype float32 …]

@@ -9,6 +9,7 @@ An `Engine` is one vLLM server: API server, engine core and worker in a session 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -127,6 +128,8 @@ class Engine:
         """Let the engine finish, for at most ``grace_seconds``; then end every process of it. May be called twice."""
         if self._guard is None:
             return
+        with contextlib.suppress(BrokenPipeError):  # the guard is gone
+            os.write(self._pipe, b"stop")  # and not only closed: a forked child of this process may hold it open too
         os.close(self._pipe)
         try:
             self._guard.wait(self._grace_seconds + 10)

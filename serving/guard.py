@@ -5,8 +5,8 @@
 `engine.py` starts this file as a program. It starts the engine in its own session and waits for either end:
 
 - the engine ends: whatever it left in the session is killed, and the guard exits with the engine's code;
-- the pipe closes, because `ah serve` asked for a stop or is gone (SIGKILL included): SIGTERM to the engine, which
-  stops its children; after the grace period SIGKILL to the whole session.
+- the pipe says stop, or closes because `ah serve` is gone (SIGKILL included): SIGTERM to the engine, which stops its
+  children; after the grace period SIGKILL to the whole session.
 
 A pipe and not PR_SET_PDEATHSIG: that signal comes when the *thread* that started the child ends, and only to one
 process. Standard library only: it lives beside the engine in 10 MB.

@@ -14,11 +14,11 @@ SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); t
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        if self.path == "/end":
-            threading.Thread(target=server.shutdown).start()
         self.send_response(503 if manner == "never-ready" else 200)
         self.send_header("content-length", "0")
         self.end_headers()
+        if self.path == "/end":
+            threading.Thread(target=server.shutdown).start()
 
     def log_message(self, *args: object) -> None:
         pass
