@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -48,14 +47,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def copy_hashed(source: BinaryIO, target: BinaryIO) -> tuple[int, str]:
-    """Copy a stream to its end; returns bytes copied and their sha256 (hex). A second thread hashes while this writes."""
+    """Copy a stream to its end; returns bytes copied and their sha256 (hex)."""
     digest, size = hashlib.sha256(), 0
-    with ThreadPoolExecutor(1) as hasher:
-        while chunk := source.read(_CHUNK):
-            hashing = hasher.submit(digest.update, chunk)
-            target.write(chunk)
-            size += len(chunk)
-            hashing.result()
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        target.write(chunk)
+        size += len(chunk)
     return size, digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -34,16 +34,20 @@ class LocalStore:
     def url(self) -> str:
         return self.root.as_uri()
 
-    def create(self, key: str, value: bytes) -> None:
+    def create(self, key: str, value: bytes, *, lasting: bool = True) -> None:
         path = self._path(key)
         with self._errors("written"), self._unfinished() as (unfinished, file):
             file.write(value)
-            to_disk(file)
+            to_disk(file) if lasting else file.flush()
             self._link(unfinished, path)
+            if lasting:
+                self._folders_to_disk(path.parent)
 
     def create_file(self, key: str, source: BinaryIO, *, size: int, sha256: str) -> None:
         path = self._path(key)
         if self.exists(key):
+            with self._errors("written"):
+                self._folders_to_disk(path.parent)  # who stored it may have come only this far
             return
         with self._errors("written"), self._unfinished() as (unfinished, file):
             found = copy_hashed(source, file)
@@ -53,10 +57,9 @@ class LocalStore:
                     why=f"{found[0]} bytes with sha256 {found[1][:12]}…, not {size} with {sha256[:12]}…",
                 )
             to_disk(file)
-            try:
+            with suppress(AlreadyExists):  # somebody stored the same bytes meanwhile
                 self._link(unfinished, path)
-            except AlreadyExists:
-                return  # somebody stored the same bytes meanwhile
+            self._folders_to_disk(path.parent)
 
     def read(self, key: str) -> bytes:
         with self._reading(key) as path:
@@ -112,7 +115,6 @@ class LocalStore:
                     hint="name a folder on another file system with --registry",
                 ) from error
             raise
-        self._folders_to_disk(path.parent)
 
     def _folders_to_disk(self, folder: Path) -> None:
         """The new entry lasts, and so do the folders above it, whoever made them."""

@@ -23,7 +23,7 @@ class MemoryStore:
     def url(self) -> str:
         return f"memory://{self._name}"
 
-    def create(self, key: str, value: bytes) -> None:
+    def create(self, key: str, value: bytes, *, lasting: bool = True) -> None:
         check_key(key)
         with self._lock:
             if key in self._values:

@@ -367,12 +367,12 @@ class ObjectRegistry:
 
     def _announce(self, name: AdapterName, what: str) -> None:
         key = layout.event(name.tenant, int(time.time() * 1000), uuid.uuid4().hex)
-        self._hint(key, entries.event_to_bytes(Event(key, name, what, _now())))
+        self._hint(key, entries.event_to_bytes(Event(key, name, what, _now())), lasting=False)
 
-    def _hint(self, key: str, value: bytes = b"") -> None:
+    def _hint(self, key: str, value: bytes = b"", *, lasting: bool = True) -> None:
         """Create a key that only we write, or whose value is the same whoever writes it: one that is there is fine."""
         try:
-            self.store.create(key, value)
+            self.store.create(key, value, lasting=lasting)
         except AlreadyExists:
             return
 

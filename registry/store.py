@@ -28,8 +28,8 @@ class Store(Protocol):
     @property
     def url(self) -> str: ...
 
-    def create(self, key: str, value: bytes) -> None:
-        """Raises AlreadyExists."""
+    def create(self, key: str, value: bytes, *, lasting: bool = True) -> None:
+        """Raises AlreadyExists. What is not ``lasting`` is a hint: a crash of this machine may lose it."""
 
     def create_file(self, key: str, source: BinaryIO, *, size: int, sha256: str) -> None:
         """Create a key from a stream, hashing on the way; for blobs, whose key is their content.

@@ -15,9 +15,9 @@ from adapterhub.registry.memory import MemoryStore
 class Overwrites(MemoryStore):
     """Answers "created" whether the key was there or not."""
 
-    def create(self, key: str, value: bytes) -> None:
+    def create(self, key: str, value: bytes, *, lasting: bool = True) -> None:
         self.delete(key)
-        super().create(key, value)
+        super().create(key, value, lasting=lasting)
 
 
 class ChecksThenWrites(MemoryStore):
@@ -27,13 +27,13 @@ class ChecksThenWrites(MemoryStore):
         super().__init__()
         self._everybody_looked = threading.Barrier(WRITERS)
 
-    def create(self, key: str, value: bytes) -> None:
+    def create(self, key: str, value: bytes, *, lasting: bool = True) -> None:
         if self.exists(key):
             raise AlreadyExists(key)
         if key.endswith("race"):
             self._everybody_looked.wait(timeout=10)
             self.delete(key)
-        super().create(key, value)
+        super().create(key, value, lasting=lasting)
 
 
 class ListsLate(MemoryStore):

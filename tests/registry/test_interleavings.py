@@ -67,9 +67,9 @@ class Stepped(MemoryStore):
             raise Killed
         return self._next
 
-    def create(self, key: str, value: bytes) -> None:
+    def create(self, key: str, value: bytes, *, lasting: bool = True) -> None:
         how = self._step()
-        self._shared.create(key, value)
+        self._shared.create(key, value, lasting=lasting)
         if how == "kill after":
             raise Killed
         if how == "lose the reply":  # the client's own retry then meets what it created
