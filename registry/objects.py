@@ -103,8 +103,7 @@ class ObjectRegistry:
     def _send(self, draft: Draft, file: FileEntry, *, tenant: str) -> None:
         key = layout.blob(tenant, file.sha256)
         if self.store.exists(key):
-            self._check_stored(key, file)
-            return
+            self._check_stored(key, file)  # and see below that it lasts: who stored it may not be done yet
         path = draft.path / file.path
         try:
             with storage_errors(f"{path} cannot be read"), _source(draft, file) as source:
