@@ -203,6 +203,7 @@ class TestPrepare:
     def test_without_vllm_the_command_to_type(
         self, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.delitem(sys.modules, "vllm", raising=False)  # another test may have imported it
         monkeypatch.setattr(sys, "path", [])
         with pytest.raises(MissingDependency, match="vLLM is not installed") as error:
             prepare(self.options(tiny_base, tmp_path))
@@ -238,6 +239,7 @@ class TestBytecode:
         package = tmp_path / "vllm"
         package.mkdir()
         (package / "__init__.py").touch()
+        monkeypatch.delitem(sys.modules, "vllm", raising=False)  # another test may have imported it
         monkeypatch.syspath_prepend(tmp_path)
         environ = {"PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(tmp_path)}
         kept = engines._keeping_bytecode(environ)
