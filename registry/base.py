@@ -6,16 +6,17 @@ way. Callers (the CLI, the server) know this file only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from adapterhub.manifest import Manifest, Record, Verdicts
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.runrecord import RunRecord
 
 Status = Literal["active", "deprecated", "yanked", "deleted"]
+Progress = Callable[[int], None]  # told the bytes of each step that is done: stored, or found stored already
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,54 @@ class ChannelMove:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """One entry of a version's log of evaluations: what was measured of it after it was published."""
+
+    seq: int
+    suite: str  # what was run: "gsm8k", "support-heldout"
+    metrics: Mapping[str, float]
+    details: Mapping[str, Any]  # JSON: settings, data hashes, the other side of a comparison
+    who: str
+    when: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One version as lists and searches show it."""
+
+    name: AdapterName
+    version: int
+    digest: str
+    status: Status
+    created: str  # ISO 8601, UTC
+    author: str
+    size: int  # bytes of all files
+    rank: int
+    base: str  # its name; empty where unknown
+    method: str  # "sft", "dpo", …; empty where unknown
+    parents: tuple[str, ...]  # digests
+    labels: Mapping[str, str]
+    metrics: Mapping[str, float]  # of the training
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One adapter as lists show it."""
+
+    name: AdapterName
+    versions: tuple[Summary, ...]  # newest first, tombstones included
+    channels: Mapping[str, tuple[Target, ...]]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Somebody's signature over a version's digest, as a sigstore bundle."""
+
+    key: str  # id of the public key that verifies it
+    bundle: bytes
+
+
+@dataclass(frozen=True)
 class Event:
     """A hint in a tenant's change log: something may have happened to this adapter. Read the adapter to know."""
 
@@ -111,9 +160,19 @@ class Registry(Protocol):
         """``file:///…``, ``memory://``, ``s3://bucket/prefix``: opens the same registry again."""
 
     def publish(
-        self, draft: Draft, *, name: AdapterName, author: str, labels: Mapping[str, str] | None = None
+        self,
+        draft: Draft,
+        *,
+        name: AdapterName,
+        author: str,
+        labels: Mapping[str, str] | None = None,
+        number: int | None = None,
+        progress: Progress | None = None,
     ) -> Record:
         """Make a draft the next version of ``name``. Returns when it is durable and visible.
+
+        ``number`` asks for that number and no other (a copy that keeps its own): Conflict where it is taken or
+        below the newest.
 
         The draft's files are hashed again while they are copied: a file that changed since `draft` read it raises
         AdapterError, and nothing becomes visible. Publishing the same content again makes a new version with the
@@ -175,10 +234,48 @@ class Registry(Protocol):
     def status_log(self, name: AdapterName, version: int) -> list[StatusChange]:
         """All changes of a version's status, newest first; empty for one that was always active."""
 
-    def fetch_file(self, record: Record, path: str, destination: Path) -> None:
-        """Write one file of a version to ``destination`` (a new file) and fsync it. Verifies size and sha256.
+    def overview(self, tenant: str) -> list[Overview]:
+        """All adapters of a tenant with their versions and channels, sorted by name: a few requests, however many.
 
-        Raises IntegrityError for a wrong byte, NotFound for a blob that is gone. On an error the file is removed.
+        As fresh as `versions`: what was published before the call is told.
+        """
+
+    def add_evaluation(
+        self,
+        name: AdapterName,
+        version: int,
+        *,
+        suite: str,
+        metrics: Mapping[str, float],
+        details: Mapping[str, Any] | None = None,
+        who: str,
+    ) -> Evaluation:
+        """Add what was measured of a version. Raises NotFound, Gone for a deleted one."""
+
+    def evaluations(self, name: AdapterName, version: int) -> list[Evaluation]:
+        """All evaluations of a version, newest first."""
+
+    def add_signature(self, record: Record, signature: Signature) -> None:
+        """Store a signature over the record's digest. One of the same key that is there stays as it is."""
+
+    def signatures(self, record: Record) -> list[Signature]:
+        """All signatures over the record's digest, sorted by key. Nobody has verified them yet."""
+
+    def fetch_file(self, record: Record, path: str, destination: Path, *, progress: Progress | None = None) -> None:
+        """Write one file of a version to ``destination`` and fsync it. Verifies size and sha256.
+
+        What is at ``destination`` already is taken for the start of the file, left by a fetch that was killed, and
+        not transferred again. Raises IntegrityError for a wrong byte, NotFound for a blob that is gone; then the
+        file is removed. After a StorageError it stays, for the next try.
+        """
+
+    def check_file(self, record: Record, path: str) -> None:
+        """Read one file of a version to its end and keep nothing of it. Raises as `fetch_file`."""
+
+    def delete_tenant(self, tenant: str, *, who: str, why: str = "") -> None:
+        """Remove all that a tenant has, at once and for ever, but for a tombstone: its name is never issued again.
+
+        Can be called again to finish what was broken off. Raises NotFound for a tenant that never was.
         """
 
     def changes(self, tenant: str, cursor: str = "") -> Changes:

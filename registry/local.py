@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +19,9 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from adapterhub.errors import AlreadyExists, IntegrityError, NotFound, UnsafeStore
-from adapterhub.registry.files import copy_hashed, folder_to_disk, make_folders, storage_errors, to_disk
-from adapterhub.registry.store import check_key
+from adapterhub.errors import AdapterError, AlreadyExists, IntegrityError, NotFound, UnsafeStore
+from adapterhub.registry.files import copy_hashed, folder_to_disk, hashed, make_folders, storage_errors, to_disk
+from adapterhub.registry.store import Entry, check_key
 
 
 class LocalStore:
@@ -46,13 +47,14 @@ class LocalStore:
     def create_file(self, key: str, source: BinaryIO, *, size: int, sha256: str) -> None:
         path = self._path(key)
         if self.exists(key):
+            self._check_stored(key, sha256)
             with self._errors("written"):
                 self._folders_to_disk(path.parent)  # who stored it may have come only this far
             return
         with self._errors("written"), self._unfinished() as (unfinished, file):
             found = copy_hashed(source, file)
             if found != (size, sha256):
-                raise IntegrityError(
+                raise AdapterError(
                     f"{key} was not stored: its bytes are others than announced",
                     why=f"{found[0]} bytes with sha256 {found[1][:12]}…, not {size} with {sha256[:12]}…",
                 )
@@ -65,9 +67,11 @@ class LocalStore:
         with self._reading(key) as path:
             return path.read_bytes()
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str, *, offset: int = 0) -> BinaryIO:
         with self._reading(key) as path:
-            return path.open("rb")
+            file = path.open("rb")
+            file.seek(offset)
+            return file
 
     def exists(self, key: str) -> bool:
         with self._errors("read"):
@@ -77,13 +81,42 @@ class LocalStore:
         with self._errors("read"):
             return list(islice(self._walk(prefix, after), limit))
 
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        with self._errors("read"):
+            for key in self._walk(prefix, ""):
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    found = (self.root / key).stat()
+                    yield Entry(key, found.st_size, found.st_mtime)
+
     def folders(self, prefix: str) -> list[str]:
         with self._errors("read"):
             return sorted(entry.name for entry in self._entries(prefix) if entry.is_dir())
 
-    def delete(self, key: str) -> None:
+    def delete(self, *keys: str) -> None:
         with self._errors("written"):
-            self._path(key).unlink(missing_ok=True)
+            for key in keys:
+                self._path(key).unlink(missing_ok=True)
+
+    def sweep(self, *, older_than: float) -> int:
+        horizon, swept = time.time() - older_than, 0
+        with self._errors("written"):
+            for entry in self._entries("tmp/"):
+                with suppress(FileNotFoundError):  # its writer is done, or another sweeper was first
+                    if entry.stat().st_mtime < horizon:
+                        Path(entry).unlink()
+                        swept += 1
+        return swept
+
+    def _check_stored(self, key: str, sha256: str) -> None:
+        """A blob that was damaged since it was stored would make a version that nobody can fetch."""
+        with self.open(key) as source, self._errors("read"):
+            _, found = hashed(source)
+        if found != sha256:
+            raise IntegrityError(
+                f"the registry's copy of {key} is damaged",
+                why=f"it has the sha256 {found[:12]}…",
+                hint=f"restore {self.root / key} from a copy, or remove it and publish the adapter again",
+            )
 
     def _path(self, key: str) -> Path:
         check_key(key)

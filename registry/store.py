@@ -6,9 +6,20 @@ against every implementation.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from adapterhub.errors import InvalidName
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a store knows of a key without reading it."""
+
+    key: str
+    size: int  # bytes
+    modified: float  # seconds since 1970, by the store's own clock
 
 
 class Store(Protocol):
@@ -34,26 +45,37 @@ class Store(Protocol):
     def create_file(self, key: str, source: BinaryIO, *, size: int, sha256: str) -> None:
         """Create a key from a stream, hashing on the way; for blobs, whose key is their content.
 
-        A key that exists is left as it is (its content is the same): no error. Raises IntegrityError, leaving no key,
-        when the stream is not ``size`` bytes with that ``sha256``.
+        ``source`` stands at its start. A key that exists is left as it is (its content is the same): no error, but
+        IntegrityError where the store can tell, without a transfer, that what it holds is damaged. AdapterError,
+        leaving no key, when the stream is not ``size`` bytes with that ``sha256``. A create that was killed may go
+        on where it stopped when it is called again.
         """
 
     def read(self, key: str) -> bytes:
         """Raises NotFound."""
 
-    def open(self, key: str) -> BinaryIO:
-        """A stream over the value, for large ones. Raises NotFound."""
+    def open(self, key: str, *, offset: int = 0) -> BinaryIO:
+        """A stream over the value from byte ``offset`` on, for large ones. Raises NotFound.
+
+        Its ``read`` raises StorageError when the store goes away in the middle and does not come back.
+        """
 
     def exists(self, key: str) -> bool: ...
 
     def keys(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[str]:
         """Keys below ``prefix`` (which ends in ``/``) that sort after ``after``, ascending, at most ``limit``."""
 
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """What is below ``prefix``, in the order of `keys`, with size and age."""
+
     def folders(self, prefix: str) -> list[str]:
         """Names of the next path part below ``prefix``, ascending: what S3 calls common prefixes."""
 
-    def delete(self, key: str) -> None:
-        """For garbage collection alone. No error where there is no such key."""
+    def delete(self, *keys: str) -> None:
+        """For garbage collection and deletion of tenants alone. No error where there is no such key."""
+
+    def sweep(self, *, older_than: float) -> int:
+        """Remove what killed writers left unfinished more than ``older_than`` seconds ago; returns how many."""
 
 
 def check_key(key: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapterhub.errors import AlreadyExists, IntegrityError, InvalidName, NotFound
+from adapterhub.errors import AdapterError, AlreadyExists, InvalidName, NotFound
 from adapterhub.registry import Store
 from adapterhub.registry.doctor import WRITERS, prove
 from adapterhub.registry.local import LocalStore
@@ -81,7 +82,7 @@ def test_files_are_checked_on_their_way_in(store: Store) -> None:
 
 @pytest.mark.parametrize("data", [BYTES[:-1], BYTES + b"x", b"", BYTES[:-1] + b"x"])
 def test_other_bytes_than_announced_leave_no_key(store: Store, data: bytes) -> None:
-    with pytest.raises(IntegrityError):
+    with pytest.raises(AdapterError):
         put(store, "a/blob", data)
     assert not store.exists("a/blob")
     assert store.keys("a/") == []
@@ -97,6 +98,38 @@ def test_many_may_bring_the_same_file_at_once(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: put(store, "a/blob"), range(16)))
     assert store.read("a/blob") == BYTES
+
+
+def test_a_stream_starts_where_it_is_told(store: Store) -> None:
+    put(store, "a/blob")
+    with store.open("a/blob", offset=1000) as stream:
+        assert stream.read() == BYTES[1000:]
+    with store.open("a/blob", offset=len(BYTES)) as stream:
+        assert stream.read() == b""
+
+
+def test_entries_tell_size_and_age(store: Store) -> None:
+    for key in ("a/1", "a/b/2"):
+        store.create(key, key.encode())
+    found = list(store.entries("a/"))
+    assert [(entry.key, entry.size) for entry in found] == [("a/1", 3), ("a/b/2", 5)]
+    assert all(abs(entry.modified - time.time()) < 3600 for entry in found)
+    assert list(store.entries("x/")) == []
+
+
+def test_several_keys_are_deleted_at_once(store: Store) -> None:
+    for n in range(5):
+        store.create(f"a/{n}", b"")
+    store.delete(*(f"a/{n}" for n in range(4)), "never/there")
+    assert store.keys("a/") == ["a/4"]
+    store.delete()
+
+
+def test_what_is_finished_is_not_swept(store: Store) -> None:
+    store.create("a/b", b"1")
+    put(store, "a/blob")
+    assert store.sweep(older_than=-60) == 0
+    assert store.keys("a/") == ["a/b", "a/blob"]
 
 
 def test_folders_are_the_next_part(store: Store) -> None:
