@@ -1,4 +1,4 @@
-"""The JSON of the logs' entries: channel moves, status changes, events. No I/O."""
+"""The JSON of the logs' entries: channel moves, status changes, evaluations, events. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from adapterhub.errors import IntegrityError, Unsupported
 from adapterhub.manifest import FORMAT, canonical_json, from_plain, to_plain
 from adapterhub.refs import AdapterName
-from adapterhub.registry.base import ChannelMove, Event, StatusChange, Target
+from adapterhub.registry.base import ChannelMove, Evaluation, Event, StatusChange, Target
 
 
 def move_to_bytes(move: ChannelMove) -> bytes:
@@ -37,6 +37,17 @@ def status_from_bytes(data: bytes, *, key: str) -> StatusChange:
     with _reading(key):
         change: StatusChange = from_plain(StatusChange, _object(data, key))
         return change
+
+
+def evaluation_to_bytes(evaluation: Evaluation) -> bytes:
+    return canonical_json({"format": FORMAT, **to_plain(evaluation)})
+
+
+def evaluation_from_bytes(data: bytes, *, key: str) -> Evaluation:
+    """Raises IntegrityError, Unsupported."""
+    with _reading(key):
+        evaluation: Evaluation = from_plain(Evaluation, _object(data, key))
+        return evaluation
 
 
 def event_to_bytes(event: Event) -> bytes:

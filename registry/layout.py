@@ -6,6 +6,8 @@
     t/<tenant>/a/<adapter>/d/<hex>/<n>                       finds a version by digest: a hint until the record exists
     t/<tenant>/a/<adapter>/ch/<channel>/<INV>-<seq>.json     channel log; the newest is where it points
     t/<tenant>/a/<adapter>/st/<n>/<INV>-<seq>.json           status log of a version; none: active
+    t/<tenant>/a/<adapter>/ev/<n>/<INV>-<seq>.json           evaluations of a version, added after it was published
+    t/<tenant>/a/<adapter>/sig/<hex>/<key>.json              signatures over a digest, by the id of the key
     t/<tenant>/log/<INV-ms>-<id>.json                        what happened: a hint, written before each commit
     doctor/<id>-…                                            the doctor's trials, removed again
 
@@ -72,10 +74,6 @@ def moves(name: AdapterName, channel: str) -> str:
     return f"{channels(name)}{channel}/"
 
 
-def move(name: AdapterName, channel: str, seq: int) -> str:
-    return f"{moves(name, channel)}{_newest_first(seq)}.json"
-
-
 def statuses(name: AdapterName) -> str:
     """Prefix; its folders are the numbers of versions whose status was ever changed."""
     return f"t/{name.tenant}/a/{name.adapter}/st/"
@@ -86,8 +84,23 @@ def status_changes(name: AdapterName, number: int) -> str:
     return f"{statuses(name)}{number}/"
 
 
-def status_change(name: AdapterName, number: int, seq: int) -> str:
-    return f"{status_changes(name, number)}{_newest_first(seq)}.json"
+def evaluations(name: AdapterName, number: int) -> str:
+    """Prefix; newest evaluation of a version first."""
+    return f"t/{name.tenant}/a/{name.adapter}/ev/{number}/"
+
+
+def signatures(name: AdapterName, digest: str) -> str:
+    """Prefix; its last parts are the ids of the keys that verify."""
+    return f"t/{name.tenant}/a/{name.adapter}/sig/{digest.removeprefix('sha256:')}/"
+
+
+def signature(name: AdapterName, digest: str, key: str) -> str:
+    return f"{signatures(name, digest)}{key}.json"
+
+
+def numbered(prefix: str, seq: int) -> str:
+    """An entry of the log below ``prefix``."""
+    return f"{prefix}{_newest_first(seq)}.json"
 
 
 def events(tenant: str) -> str:
@@ -115,6 +128,11 @@ def number_of(key: str) -> int:
     if found is None:
         raise IntegrityError(f"{key} is no part of a registry", why="somebody put it there by hand", hint="remove it")
     return int(found[1])
+
+
+def key_of(signature: str) -> str:
+    """The id of the public key at the end of a signature's key."""
+    return signature.rpartition("/")[2].removesuffix(".json")
 
 
 def _newest_first(number: int) -> str:

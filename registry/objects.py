@@ -1,30 +1,21 @@
 """The Registry over any Store: all of the rules, nothing of a vendor.
 
-Every change of state is one create of a key that was not there (`layout` draws them). What a publish leaves behind
-when it is killed: blobs and hints that no record names. Nobody sees them.
+Every change of state is one create of a key that was not there (`layout` draws them):
+
+    publishing    draft → blobs → record          records     what was published
+    logs          channels, statuses, evaluations changelog   what may have happened, for watchers
 """
 
 from __future__ import annotations
 
 import json
-import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
-from io import BytesIO
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from adapterhub.errors import (
-    AdapterError,
-    AlreadyExists,
-    Conflict,
-    Gone,
-    IntegrityError,
-    NotFound,
-    Unsupported,
-)
+from adapterhub.errors import Conflict, Gone, IntegrityError, NotFound, Unsupported
 from adapterhub.manifest import FORMAT, FileEntry, Record, canonical_json
 from adapterhub.refs import LATEST, AdapterName, AdapterRef, check_channel
 from adapterhub.registry import entries, layout
@@ -32,19 +23,23 @@ from adapterhub.registry.base import (
     Changes,
     ChannelMove,
     Draft,
-    Event,
+    Evaluation,
+    Overview,
+    Progress,
+    Signature,
     Status,
     StatusChange,
     Target,
     Version,
 )
+from adapterhub.registry.changelog import ChangeLog
 from adapterhub.registry.channels import check_weights, rollback_targets, standing
+from adapterhub.registry.clock import now
 from adapterhub.registry.files import copy_hashed, new_file, storage_errors, to_disk
-from adapterhub.registry.store import Store
-
-_PAGE = 1000  # keys a LIST
-# A hint is written before its commit, and clocks differ: what is younger than this is told again.
-_RETELL_MS = 10_000
+from adapterhub.registry.logs import NumberedLog
+from adapterhub.registry.publishing import Publisher
+from adapterhub.registry.records import Records
+from adapterhub.registry.store import Store, create_hint
 
 _GONE: tuple[Status, ...] = ("yanked", "deleted")
 
@@ -55,64 +50,29 @@ class ObjectRegistry:
     def __init__(self, store: Store, *, wait: Callable[[float], None] = time.sleep) -> None:
         """``wait`` sleeps (seconds) between the attempts of publishers that collide."""
         self.store = store
-        self._wait = wait
+        self._publisher = Publisher(store, wait=wait)
+        self._records = Records(store)
+        self._log = ChangeLog(store)
         self._checked = False  # whether registry.json was read, and can be by us
 
     @property
     def url(self) -> str:
         return self.store.url
 
-    # ── publish ──────────────────────────────────────────────────────────────────────────────────────────────
-
     def publish(
-        self, draft: Draft, *, name: AdapterName, author: str, labels: Mapping[str, str] | None = None
+        self,
+        draft: Draft,
+        *,
+        name: AdapterName,
+        author: str,
+        labels: Mapping[str, str] | None = None,
+        number: int | None = None,
+        progress: Progress | None = None,
     ) -> Record:
         self._open_for_writing()
-        for file in draft.manifest.files:
-            self._send(draft, file, tenant=name.tenant)
-        publish_id = uuid.uuid4().hex
-        pause = 0.01  # seconds
-        while True:
-            record = Record(
-                name=name,
-                version=self._newest_number(name) + 1,
-                digest=draft.manifest.digest,
-                manifest=draft.manifest,
-                publish_id=publish_id,
-                created=_now(),
-                author=author,
-                verdicts=draft.verdicts,
-                labels=labels or {},
-            )
-            if self._commit(record):
-                return record
-            self._wait(random.uniform(0, pause))  # noqa: S311 - jitter, no secret
-            pause = min(2 * pause, 1)
-
-    def _commit(self, record: Record) -> bool:
-        """Whether this record is now the version of its number."""
-        self._announce(record.name, "publish")
-        self._hint(layout.digest(record.name, record.digest, record.version))
-        try:
-            self.store.create(layout.version(record.name, record.version), record.to_bytes())
-        except AlreadyExists:
-            # our own record there: the reply was lost, the version was not
-            return self._record(record.name, record.version).publish_id == record.publish_id
-        return True
-
-    def _send(self, draft: Draft, file: FileEntry, *, tenant: str) -> None:
-        key = layout.blob(tenant, file.sha256)
-        path = draft.path / file.path
-        try:
-            with storage_errors(f"{path} cannot be read"), _source(draft, file) as source:
-                self.store.create_file(key, source, size=file.size, sha256=file.sha256)
-        except AdapterError as error:
-            raise AdapterError(
-                f"{path} changed while it was published", why=error.why, hint="publish it again when it is finished"
-            ) from error
-
-    def _mend(self, key: str) -> str:
-        return f"restore {self.store.url}/{key} from a copy, or remove it and publish the adapter again"
+        return self._publisher.publish(
+            draft, name=name, author=author, labels=labels or {}, number=number, progress=progress
+        )
 
     def _open_for_writing(self) -> None:
         """The first write of a registry: prove the store, then say what this is."""
@@ -122,7 +82,7 @@ class ObjectRegistry:
         from adapterhub.registry.doctor import prove
 
         prove(self.store)
-        self._hint(layout.REGISTRY, canonical_json({"format": FORMAT, "id": uuid.uuid4().hex}))
+        create_hint(self.store, layout.REGISTRY, canonical_json({"format": FORMAT, "id": uuid.uuid4().hex}))
         self._checked = True
 
     def _open(self) -> None:
@@ -146,7 +106,6 @@ class ObjectRegistry:
     # ── read ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def resolve(self, ref: AdapterRef) -> Version:
-        self._open()
         if ref.version is not None:
             return self._usable(self._version(ref.name, ref.version), asked=str(ref))
         if ref.digest is not None:
@@ -166,15 +125,14 @@ class ObjectRegistry:
     def adapters(self, tenant: str) -> list[AdapterName]:
         self._open()
         names = (AdapterName(tenant, adapter) for adapter in self.store.folders(layout.adapters(tenant)))
-        return [name for name in names if self._newest_number(name)]
+        return [name for name in names if self._records.newest_number(name)]
 
     def versions(self, name: AdapterName) -> list[Version]:
         self._require_adapter(name)
         statuses = self._statuses(name)
-        numbers = [layout.number_of(key) for key in self.store.keys(layout.versions(name))]
-        return [_with_status(self._record(name, n), statuses.get(n)) for n in numbers]
+        return [_with_status(self._records.read(name, n), statuses.get(n)) for n in self._records.numbers(name)]
 
-    def fetch_file(self, record: Record, path: str, destination: Path) -> None:
+    def fetch_file(self, record: Record, path: str, destination: Path, *, progress: Progress | None = None) -> None:
         entry = next((f for f in record.manifest.files if f.path == path), None)
         if entry is None:
             raise NotFound(f"{record.ref} has no file {path!a}", hint=f"ah show {record.ref}")
@@ -187,8 +145,11 @@ class ObjectRegistry:
                     f"{path} of {record.ref} is not what was published",
                     why=f"{found[0]} bytes with sha256 {found[1][:12]}…, "
                     f"published were {entry.size} with {entry.sha256[:12]}…",
-                    hint=self._mend(layout.blob(record.name.tenant, entry.sha256)),
+                    hint=f"ah fsck {record.name}",
                 )
+
+    def check_file(self, record: Record, path: str) -> None:
+        raise NotImplementedError
 
     def _blob(self, record: Record, entry: FileEntry) -> BinaryIO:
         try:
@@ -210,7 +171,7 @@ class ObjectRegistry:
     def channel_log(self, name: AdapterName, channel: str) -> list[ChannelMove]:
         check_channel(channel)
         self._require_adapter(name)
-        log = [self._move(key) for key in self.store.keys(layout.moves(name, channel))]
+        log = self._moves(name, channel).all()
         if not log:
             raise NotFound(f"{name} has no channel {channel!r}", hint=f"ah show {name}")
         return log
@@ -235,7 +196,7 @@ class ObjectRegistry:
             seq = current.seq if current else 0
             if expected is not None and expected != seq and not force:
                 raise self._moved(name, channel)
-            move = ChannelMove(channel, seq + 1, chosen, "set", why, who, _now(), op=uuid.uuid4().hex)
+            move = ChannelMove(channel, seq + 1, chosen, "set", why, who, now(), op=uuid.uuid4().hex)
             if self._append(name, move):
                 return move
             if not force:
@@ -258,7 +219,7 @@ class ObjectRegistry:
             "rollback",
             why,
             who,
-            _now(),
+            now(),
             op=uuid.uuid4().hex,
             undoes=standing(log)[-1].seq,
         )
@@ -268,13 +229,9 @@ class ObjectRegistry:
 
     def _append(self, name: AdapterName, move: ChannelMove) -> bool:
         """Whether this move is now the log's entry of its number."""
-        self._announce(name, f"channel {move.channel}")
-        key = layout.move(name, move.channel, move.seq)
-        try:
-            self.store.create(key, entries.move_to_bytes(move))
-        except AlreadyExists:
-            return self._move(key).op == move.op  # true: the reply was lost, the move was not
-        return True
+        self._log.announce(name, f"channel {move.channel}")
+        winner = self._moves(name, move.channel).append(move)
+        return winner is None or winner.op == move.op  # the latter: the reply was lost, the move was not
 
     def _moved(self, name: AdapterName, channel: str) -> Conflict:
         move = self._newest_move(name, channel)
@@ -290,11 +247,11 @@ class ObjectRegistry:
         return Target(version, found.record.digest, weight)
 
     def _newest_move(self, name: AdapterName, channel: str) -> ChannelMove | None:
-        keys = self.store.keys(layout.moves(name, channel), limit=1)
-        return self._move(keys[0]) if keys else None
+        return self._moves(name, channel).newest()
 
-    def _move(self, key: str) -> ChannelMove:
-        return entries.move_from_bytes(self.store.read(key), key=key)
+    def _moves(self, name: AdapterName, channel: str) -> NumberedLog[ChannelMove]:
+        prefix = layout.moves(name, channel)
+        return NumberedLog(self.store, prefix, read=entries.move_from_bytes, write=entries.move_to_bytes)
 
     # ── statuses ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,24 +263,21 @@ class ObjectRegistry:
                 return current
             if current is not None and current.status == "deleted":
                 raise Gone(f"{name}@{version} is deleted", why="that is final", hint=f"ah ls {name}")
-            change = StatusChange((current.seq if current else 0) + 1, status, why, who, _now())
-            self._announce(name, f"status {version}")
-            try:
-                self.store.create(layout.status_change(name, version, change.seq), entries.status_to_bytes(change))
-                return change
-            except AlreadyExists:
-                continue  # somebody changed it meanwhile: judge again
+            change = StatusChange((current.seq if current else 0) + 1, status, why, who, now())
+            self._log.announce(name, f"status {version}")
+            if self._status_changes(name, version).append(change) is None:
+                return change  # else somebody changed it meanwhile: judge again
 
     def status_log(self, name: AdapterName, version: int) -> list[StatusChange]:
         self._version(name, version)
-        return [self._status_change(key) for key in self.store.keys(layout.status_changes(name, version))]
+        return self._status_changes(name, version).all()
 
     def _newest_status(self, name: AdapterName, version: int) -> StatusChange | None:
-        keys = self.store.keys(layout.status_changes(name, version), limit=1)
-        return self._status_change(keys[0]) if keys else None
+        return self._status_changes(name, version).newest()
 
-    def _status_change(self, key: str) -> StatusChange:
-        return entries.status_from_bytes(self.store.read(key), key=key)
+    def _status_changes(self, name: AdapterName, version: int) -> NumberedLog[StatusChange]:
+        prefix = layout.status_changes(name, version)
+        return NumberedLog(self.store, prefix, read=entries.status_from_bytes, write=entries.status_to_bytes)
 
     def _statuses(self, name: AdapterName) -> dict[int, StatusChange]:
         """The present status of each version that ever had one: most have none, so this is a short list."""
@@ -331,67 +285,71 @@ class ObjectRegistry:
         found = {n: self._newest_status(name, n) for n in numbers}
         return {n: change for n, change in found.items() if change is not None}
 
+    def delete_tenant(self, tenant: str, *, who: str, why: str = "") -> None:
+        raise NotImplementedError
+
+    def overview(self, tenant: str) -> list[Overview]:
+        raise NotImplementedError
+
+    # ── evaluations and signatures ───────────────────────────────────────────────────────────────────────────
+
+    def add_evaluation(
+        self,
+        name: AdapterName,
+        version: int,
+        *,
+        suite: str,
+        metrics: Mapping[str, float],
+        details: Mapping[str, Any] | None = None,
+        who: str,
+    ) -> Evaluation:
+        found = self._version(name, version)
+        if found.status == "deleted":
+            raise Gone(f"{name}@{version} is deleted", why=found.why, hint=f"ah ls {name}")
+        log = self._evaluations(name, version)
+        seq = 1
+        while True:
+            newest = log.newest()
+            seq = newest.seq + 1 if newest else 1
+            evaluation = Evaluation(seq, suite, dict(metrics), dict(details or {}), who, now())
+            if log.append(evaluation) is None:
+                return evaluation
+
+    def evaluations(self, name: AdapterName, version: int) -> list[Evaluation]:
+        self._version(name, version)
+        return self._evaluations(name, version).all()
+
+    def _evaluations(self, name: AdapterName, version: int) -> NumberedLog[Evaluation]:
+        prefix = layout.evaluations(name, version)
+        return NumberedLog(self.store, prefix, read=entries.evaluation_from_bytes, write=entries.evaluation_to_bytes)
+
+    def add_signature(self, record: Record, signature: Signature) -> None:
+        create_hint(self.store, layout.signature(record.name, record.digest, signature.key), signature.bundle)
+
+    def signatures(self, record: Record) -> list[Signature]:
+        keys = self.store.keys(layout.signatures(record.name, record.digest))
+        return [Signature(layout.key_of(key), self.store.read(key)) for key in keys]
+
     # ── changes ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def changes(self, tenant: str, cursor: str = "") -> Changes:
-        horizon = layout.events_at(tenant, int(time.time() * 1000) - _RETELL_MS)
-        since = cursor or horizon
-        events = (
-            entries.event_from_bytes(self.store.read(key), key=key, tenant=tenant)
-            for key in self._newer_events(tenant, since)
-        )
-        return Changes(tuple(events), cursor=min(since, horizon))  # newer keys are smaller
-
-    def _newer_events(self, tenant: str, cursor: str) -> Iterator[str]:
-        after = ""
-        while page := self.store.keys(layout.events(tenant), after=after, limit=_PAGE):
-            for key in page:
-                if key >= cursor:
-                    return
-                yield key
-            after = page[-1]
-
-    def _announce(self, name: AdapterName, what: str) -> None:
-        key = layout.event(name.tenant, int(time.time() * 1000), uuid.uuid4().hex)
-        self._hint(key, entries.event_to_bytes(Event(key, name, what, _now())), lasting=False)
-
-    def _hint(self, key: str, value: bytes = b"", *, lasting: bool = True) -> None:
-        """Create a key that only we write, or whose value is the same whoever writes it: one that is there is fine."""
-        try:
-            self.store.create(key, value, lasting=lasting)
-        except AlreadyExists:
-            return
+        return self._log.changes(tenant, cursor)
 
     # ── versions ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _newest_number(self, name: AdapterName) -> int:
-        """0 where the adapter has no version."""
-        keys = self.store.keys(layout.versions(name), limit=1)
-        return layout.number_of(keys[0]) if keys else 0
-
     def _version(self, name: AdapterName, number: int) -> Version:
-        self._open()
         try:
-            record = self._record(name, number)
+            record = self._records.read(name, number)
         except NotFound:
             self._require_adapter(name)
             raise NotFound(f"{name} has no version {number}", hint=f"ah ls {name}") from None
         return _with_status(record, self._newest_status(name, number))
 
-    def _record(self, name: AdapterName, number: int) -> Record:
-        record = Record.from_bytes(self.store.read(layout.version(name, number)))
-        if (record.name, record.version) != (name, number):
-            raise IntegrityError(f"the record of {name}@{number} is that of {record.ref}")
-        return record
-
     def _latest(self, name: AdapterName) -> Version:
-        statuses = self._statuses(name)
-        after = ""
-        while page := self.store.keys(layout.versions(name), after=after, limit=_PAGE):
-            for number in map(layout.number_of, page):
-                if _status(statuses.get(number)) == "active":
-                    return _with_status(self._record(name, number), statuses.get(number))
-            after = page[-1]
+        for number in self._records.numbers(name):
+            status = self._newest_status(name, number)
+            if _status(status) == "active":
+                return _with_status(self._records.read(name, number), status)
         self._require_adapter(name)
         raise Gone(
             f"{name} has no active version",
@@ -401,9 +359,8 @@ class ObjectRegistry:
 
     def _with_digest(self, ref: AdapterRef) -> Version:
         digest = str(ref.digest)
-        hints = [layout.number_of(key) for key in self.store.keys(layout.digests(ref.name, digest))]
         found = []
-        for number in sorted(hints, reverse=True):
+        for number in self._records.hinted(ref.name, digest):
             try:
                 version = self._version(ref.name, number)
             except NotFound:
@@ -429,16 +386,11 @@ class ObjectRegistry:
     def _require_adapter(self, name: AdapterName) -> None:
         """Raises NotFound, and says whether it is the tenant or the adapter that is not there."""
         self._open()
-        if self._newest_number(name):
+        if self._records.newest_number(name):
             return
         if self.adapters(name.tenant):
             raise NotFound(f"there is no adapter {name} in {self.url}", hint=f"ah ls {name.tenant}")
         raise NotFound(f"there is no tenant {name.tenant!r} in {self.url}", hint="ah ls")
-
-
-def _source(draft: Draft, file: FileEntry) -> BinaryIO:
-    replaced = draft.replaced.get(file.path)
-    return BytesIO(replaced) if replaced is not None else (draft.path / file.path).open("rb")
 
 
 def _with_status(record: Record, change: StatusChange | None) -> Version:
@@ -447,7 +399,3 @@ def _with_status(record: Record, change: StatusChange | None) -> Version:
 
 def _status(change: StatusChange | None) -> Status:
     return change.status if change else "active"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

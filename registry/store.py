@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from adapterhub.errors import InvalidName
+from adapterhub.errors import AlreadyExists, InvalidName
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,11 @@ def check_key(key: str) -> None:
     """Raises InvalidName for a key that as a path would name something else: empty, ``.`` or ``..`` parts, NUL."""
     if "\0" in key or "\\" in key or any(part in {"", ".", ".."} for part in key.split("/")):
         raise InvalidName(f"{key!a} cannot be a key of a registry")
+
+
+def create_hint(store: Store, key: str, value: bytes = b"", *, lasting: bool = True) -> None:
+    """Create a key that only we write, or whose value is the same whoever writes it: one that is there is fine."""
+    try:
+        store.create(key, value, lasting=lasting)
+    except AlreadyExists:
+        return

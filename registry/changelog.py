@@ -1,0 +1,47 @@
+"""A tenant's change log: hints of what happened, newest first, so that watchers need one LIST a tenant."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+
+from adapterhub.refs import AdapterName
+from adapterhub.registry import entries, layout
+from adapterhub.registry.base import Changes, Event
+from adapterhub.registry.clock import now
+from adapterhub.registry.store import Store, create_hint
+
+_PAGE = 1000  # keys a LIST
+# A hint is written before its commit, and clocks differ: what is younger than this is told again.
+_RETELL_MS = 10_000
+
+
+class ChangeLog:
+    """What is below ``log/`` of each tenant."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def announce(self, name: AdapterName, what: str) -> None:
+        """Say what is about to be committed. A crash of the machine may lose it: watchers also rescan."""
+        key = layout.event(name.tenant, int(time.time() * 1000), uuid.uuid4().hex)
+        create_hint(self._store, key, entries.event_to_bytes(Event(key, name, what, now())), lasting=False)
+
+    def changes(self, tenant: str, cursor: str = "") -> Changes:
+        horizon = layout.events_at(tenant, int(time.time() * 1000) - _RETELL_MS)
+        since = cursor or horizon
+        events = (
+            entries.event_from_bytes(self._store.read(key), key=key, tenant=tenant)
+            for key in self._newer(tenant, since)
+        )
+        return Changes(tuple(events), cursor=min(since, horizon))  # newer keys are smaller
+
+    def _newer(self, tenant: str, cursor: str) -> Iterator[str]:
+        after = ""
+        while page := self._store.keys(layout.events(tenant), after=after, limit=_PAGE):
+            for key in page:
+                if key >= cursor:
+                    return
+                yield key
+            after = page[-1]

@@ -1,0 +1,64 @@
+"""Numbered logs in a store: each entry a key that is created once, the newest listed first.
+
+A channel's moves, a version's statuses and its evaluations are kept so: what is the case now is the newest entry, and
+of two writers of one number the second learns that it was late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from adapterhub.errors import AlreadyExists
+from adapterhub.registry import layout
+from adapterhub.registry.store import Store
+
+
+class Numbered(Protocol):
+    """An entry knows its place in the log."""
+
+    @property
+    def seq(self) -> int: ...
+
+
+T = TypeVar("T", bound=Numbered)
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Read(Protocol[T_co]):
+    """Reads an entry: raises IntegrityError for what is none, Unsupported for a newer format."""
+
+    def __call__(self, data: bytes, *, key: str) -> T_co: ...
+
+
+class NumberedLog(Generic[T]):
+    """The log below one prefix of a store."""
+
+    def __init__(self, store: Store, prefix: str, *, read: Read[T], write: Callable[[T], bytes]) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._read = read
+        self._write = write
+
+    def newest(self) -> T | None:
+        keys = self._store.keys(self._prefix, limit=1)
+        return self._entry(keys[0]) if keys else None
+
+    def all(self) -> list[T]:
+        """Newest first."""
+        return [self._entry(key) for key in self._store.keys(self._prefix)]
+
+    def append(self, entry: T) -> T | None:
+        """None when it is now the log's entry of its number; else the entry that was there first.
+
+        After a lost reply that one is the caller's own: it knows it by the operation's id.
+        """
+        key = layout.numbered(self._prefix, entry.seq)
+        try:
+            self._store.create(key, self._write(entry))
+        except AlreadyExists:
+            return self._entry(key)
+        return None
+
+    def _entry(self, key: str) -> T:
+        return self._read(self._store.read(key), key=key)
