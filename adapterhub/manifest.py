@@ -17,15 +17,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from adapterhub.errors import IntegrityError, Unsupported
+from adapterhub.errors import IntegrityError, InvalidName, Unsupported
 from adapterhub.refs import AdapterName, AdapterRef
 
 FORMAT = 1
+MAX_JSON = 4 * 2**20  # bytes of one record, log entry or signature: nothing of ours comes near it
 
 Answer = Literal["yes", "no", "unknown"]
 Json = Mapping[str, Any]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# What no part of a file's path may hold, so that it names the same file everywhere: separators and streams of Windows,
+# control characters, and the dots and spaces at the end that Windows drops.
+_BAD_PART = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]|[. ]$|^$')
 
 
 def canonical_json(value: Any) -> bytes:
@@ -33,19 +37,35 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def parse_json(data: bytes, *, what: str) -> Any:
+    """Read JSON that somebody else may have written. Raises IntegrityError for what is too large, too deep or none."""
+    if len(data) > MAX_JSON:
+        raise too_large(what, len(data))
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{what} cannot be read", why=str(error)) from error
+
+
+def too_large(what: str, size: int) -> IntegrityError:
+    """``size`` in bytes."""
+    return IntegrityError(f"{what} is too large to be read", why=f"it has {size} bytes, allowed are {MAX_JSON}")
+
+
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a version. ``path`` is relative, with ``/``, and never leaves the folder."""
+    """One file of a version. ``path`` is relative, with ``/``, and never leaves the folder, on any system."""
 
     path: str
     size: int  # bytes
     sha256: str  # 64 hex digits
 
     def __post_init__(self) -> None:
-        parts = self.path.split("/")
-        if "\\" in self.path or "\0" in self.path or any(part in {"", ".", ".."} for part in parts):
-            raise IntegrityError(f"the manifest names the file {self.path!a}", why="it leaves the version's folder")
-        if not _SHA256.fullmatch(self.sha256) or self.size < 0:  # the hash becomes a key
+        if any(_BAD_PART.search(part) for part in self.path.split("/")):  # also . and ..
+            raise IntegrityError(
+                f"the manifest names the file {self.path[:200]!a}", why="it would leave the version's folder somewhere"
+            )
+        if not _SHA256.fullmatch(self.sha256) or type(self.size) is not int or self.size < 0:  # the hash becomes a key
             raise IntegrityError(f"the manifest's entry for {self.path!a} is broken")
 
 
@@ -112,6 +132,9 @@ class Manifest:
     lineage: Lineage = Lineage()
     read_from: Json | None = field(default=None, compare=False, repr=False)  # keeps fields unknown to us
 
+    def __post_init__(self) -> None:
+        _check_distinct([f.path for f in self.files])
+
     def to_json(self) -> dict[str, Any]:
         if self.read_from is not None:
             return dict(self.read_from)
@@ -153,7 +176,7 @@ class Manifest:
                 lineage=from_plain(Lineage, data.get("lineage", {})),
                 read_from=data,
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IntegrityError("a manifest cannot be read", why=repr(error)) from error
 
 
@@ -217,8 +240,8 @@ class Record:
     @classmethod
     def from_bytes(cls, data: bytes) -> Record:
         """Raises IntegrityError where the digest is not the manifest's, Unsupported for a newer major format."""
+        raw = parse_json(data, what="a version's record")
         try:
-            raw = json.loads(data)
             _check_format(raw, "record")
             verdicts = {k: from_plain(Verdict, raw["verdicts"][k]) for k in ("serve", "merge", "gguf")}
             record = cls(
@@ -230,17 +253,26 @@ class Record:
                 created=raw["created"],
                 author=raw["author"],
                 verdicts=Verdicts(**verdicts),
-                labels=raw.get("labels", {}),
+                labels=dict(raw.get("labels", {})),
                 read_from=raw,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            ref, digest = record.ref, record.manifest.digest
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidName) as error:
             raise IntegrityError("a version's record cannot be read", why=repr(error)) from error
-        if record.manifest.digest != record.digest:
+        if digest != record.digest:
             raise IntegrityError(
-                f"the record of {record.ref} does not match its digest",
-                why=f"it says {record.digest}, its manifest is {record.manifest.digest}",
+                f"the record of {ref} does not match its digest",
+                why=f"it says {str(record.digest)[:100]}, its manifest is {digest}",
             )
         return record
+
+
+def _check_distinct(paths: list[str]) -> None:
+    """No two files in one place, also where upper and lower case are the same, and no file where a folder must be."""
+    files = {path.casefold() for path in paths}
+    folders = {path[:i] for path in files for i, letter in enumerate(path) if letter == "/"}
+    if len(files) != len(paths) or files & folders:
+        raise IntegrityError("the manifest names two files in one place", why=", ".join(sorted(paths))[:200])
 
 
 def _check_format(data: Json, what: str) -> None:

@@ -6,7 +6,8 @@
     acme/support@prod         whatever the channel `prod` points to now
 
 Tenants are ``[a-z0-9](-?[a-z0-9])*``; adapters the same plus ``_`` and single dots; channels start with a
-letter. At most 63 characters each. These names become path and bucket keys, so nothing else is ever let in.
+letter. At most 63 characters each. These names become path and bucket keys, so nothing else is ever let in; nor what
+Windows takes for a device (``con``), or the Hub for a file (``x.git``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ MAX_VERSION = 999_999_999  # keys are written as 10**9 - n (registry/layout.py)
 # vLLM applies an adapter of one of the first five names to other requests' multimodal parts
 # (its default-multimodal-LoRA matching); `base` is the base model.
 RESERVED_ADAPTERS = frozenset({"text", "image", "audio", "video", "input", "base"})
+
+_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
+_FILE_ENDINGS = (".git", ".ipynb")  # no repository of the Hub may end so
 
 _TENANT = re.compile(r"[a-z0-9](?:-?[a-z0-9])*")
 _ADAPTER = re.compile(r"[a-z0-9](?:[-_.]?[a-z0-9])*")
@@ -148,6 +152,10 @@ def _check(kind: str, text: str, pattern: re.Pattern[str], grammar: str) -> None
         raise InvalidName(f"the {kind} name {_show(text)} is too long", why=f"at most {MAX_LENGTH} characters")
     if not pattern.fullmatch(text):
         raise InvalidName(f"{_show(text)} is not a {kind} name", why=f"allowed are {grammar}")
+    if text.partition(".")[0] in _DEVICES:
+        raise InvalidName(f"{_show(text)} cannot be a {kind} name", why="it is a device on Windows, no folder")
+    if text.endswith(_FILE_ENDINGS):
+        raise InvalidName(f"{_show(text)} cannot be a {kind} name", why="the Hub allows no repository that ends so")
 
 
 def _show(text: str) -> str:

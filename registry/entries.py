@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from adapterhub.errors import IntegrityError, Unsupported
-from adapterhub.manifest import FORMAT, canonical_json, from_plain, to_plain
+from adapterhub.manifest import FORMAT, canonical_json, from_plain, parse_json, to_plain
 from adapterhub.refs import AdapterName
 from adapterhub.registry.base import ChannelMove, Evaluation, Event, StatusChange, Target
 
@@ -62,7 +61,7 @@ def event_from_bytes(data: bytes, *, key: str, tenant: str) -> Event:
 
 
 def _object(data: bytes, key: str) -> dict[str, Any]:
-    raw = json.loads(data)
+    raw = parse_json(data, what=key)
     if not isinstance(raw, dict):
         raise TypeError(f"a JSON object was expected, not {type(raw).__name__}")
     if raw["format"] > FORMAT:

@@ -35,17 +35,6 @@ def storage_errors(what: str) -> Iterator[None]:
         raise StorageError(what, why=error.strerror or str(error), hint=_NEXT.get(error.errno or 0, "")) from error
 
 
-@contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that was not there before, and is not there afterwards when the block raises."""
-    with path.open("xb") as file:
-        try:
-            yield file
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-
-
 def copy_hashed(source: BinaryIO, target: BinaryIO) -> tuple[int, str]:
     """Copy a stream to its end; returns bytes copied and their sha256 (hex)."""
     digest, size = hashlib.sha256(), 0

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from adapterhub.errors import AdapterError, AlreadyExists, IntegrityError, NotFound, UnsafeStore
 from adapterhub.registry.files import copy_hashed, folder_to_disk, hashed, make_folders, storage_errors, to_disk
-from adapterhub.registry.store import Entry, check_key
+from adapterhub.registry.store import Entry, check_key, check_size
 
 
 class LocalStore:
@@ -65,6 +65,7 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         with self._reading(key) as path:
+            check_size(key, path.stat().st_size)
             return path.read_bytes()
 
     def open(self, key: str, *, offset: int = 0) -> BinaryIO:

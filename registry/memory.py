@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import BinaryIO
 
 from adapterhub.errors import AdapterError, AlreadyExists, IntegrityError, NotFound
-from adapterhub.registry.store import Entry, check_key
+from adapterhub.registry.store import Entry, check_key, check_size
 
 
 class MemoryStore:
@@ -51,10 +51,16 @@ class MemoryStore:
         with self._lock:
             if key not in self._values:
                 raise NotFound(f"{key} is not in {self.url}")
-            return self._values[key]
+            value = self._values[key]
+        check_size(key, len(value))
+        return value
 
     def open(self, key: str, *, offset: int = 0) -> BinaryIO:
-        return BytesIO(self.read(key)[offset:])
+        check_key(key)
+        with self._lock:
+            if key not in self._values:
+                raise NotFound(f"{key} is not in {self.url}")
+            return BytesIO(self._values[key][offset:])
 
     def exists(self, key: str) -> bool:
         check_key(key)

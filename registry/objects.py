@@ -35,11 +35,11 @@ from adapterhub.registry.base import (
 from adapterhub.registry.changelog import ChangeLog
 from adapterhub.registry.channels import check_weights, rollback_targets, standing
 from adapterhub.registry.clock import now
-from adapterhub.registry.files import copy_hashed, new_file, storage_errors, to_disk
 from adapterhub.registry.logs import NumberedLog
 from adapterhub.registry.publishing import Publisher
 from adapterhub.registry.records import Records
 from adapterhub.registry.store import Store, create_hint
+from adapterhub.registry.transfer import Source, check, fetch, file_of
 
 _GONE: tuple[Status, ...] = ("yanked", "deleted")
 
@@ -133,33 +133,25 @@ class ObjectRegistry:
         return [_with_status(self._records.read(name, n), statuses.get(n)) for n in self._records.numbers(name)]
 
     def fetch_file(self, record: Record, path: str, destination: Path, *, progress: Progress | None = None) -> None:
-        entry = next((f for f in record.manifest.files if f.path == path), None)
-        if entry is None:
-            raise NotFound(f"{record.ref} has no file {path!a}", hint=f"ah show {record.ref}")
-        what = f"{path} of {record.ref} cannot be copied to {destination}"
-        with self._blob(record, entry) as source, storage_errors(what), new_file(destination) as target:
-            found = copy_hashed(source, target)
-            to_disk(target)
-            if found != (entry.size, entry.sha256):
-                raise IntegrityError(
-                    f"{path} of {record.ref} is not what was published",
-                    why=f"{found[0]} bytes with sha256 {found[1][:12]}…, "
-                    f"published were {entry.size} with {entry.sha256[:12]}…",
-                    hint=f"ah fsck {record.name}",
-                )
+        entry = file_of(record, path)
+        fetch(self._blob(record, entry), entry, destination, record=record, progress=progress)
 
     def check_file(self, record: Record, path: str) -> None:
-        raise NotImplementedError
+        entry = file_of(record, path)
+        check(self._blob(record, entry), entry, record=record)
 
-    def _blob(self, record: Record, entry: FileEntry) -> BinaryIO:
-        try:
-            return self.store.open(layout.blob(record.name.tenant, entry.sha256))
-        except NotFound as error:
-            raise NotFound(
-                f"the bytes of {entry.path} of {record.ref} are not in the registry",
-                why=error.what,
-                hint="publish the adapter again, or restore the registry from a copy",
-            ) from error
+    def _blob(self, record: Record, entry: FileEntry) -> Source:
+        def opened(offset: int) -> BinaryIO:
+            try:
+                return self.store.open(layout.blob(record.name.tenant, entry.sha256), offset=offset)
+            except NotFound as error:
+                raise NotFound(
+                    f"the bytes of {entry.path} of {record.ref} are not in the registry",
+                    why=error.what,
+                    hint="publish the adapter again, or restore the registry from a copy",
+                ) from error
+
+        return opened
 
     # ── channels ─────────────────────────────────────────────────────────────────────────────────────────────
 

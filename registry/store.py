@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from adapterhub.errors import AlreadyExists, InvalidName
+from adapterhub.errors import AlreadyExists, IntegrityError, InvalidName
+
+MAX_VALUE = 64 * 2**20  # bytes that `Store.read` reads at most
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Store(Protocol):
         """
 
     def read(self, key: str) -> bytes:
-        """Raises NotFound."""
+        """For JSON. Raises NotFound, and without reading it IntegrityError for more than `MAX_VALUE` bytes."""
 
     def open(self, key: str, *, offset: int = 0) -> BinaryIO:
         """A stream over the value from byte ``offset`` on, for large ones. Raises NotFound.
@@ -82,6 +84,14 @@ def check_key(key: str) -> None:
     """Raises InvalidName for a key that as a path would name something else: empty, ``.`` or ``..`` parts, NUL."""
     if "\0" in key or "\\" in key or any(part in {"", ".", ".."} for part in key.split("/")):
         raise InvalidName(f"{key!a} cannot be a key of a registry")
+
+
+def check_size(key: str, size: int) -> None:
+    """Raises IntegrityError for a value of ``size`` bytes that `Store.read` must not read."""
+    if size > MAX_VALUE:
+        raise IntegrityError(
+            f"{key} is too large to be read", why=f"it has {size} bytes; at most {MAX_VALUE} are ever written there"
+        )
 
 
 def create_hint(store: Store, key: str, value: bytes = b"", *, lasting: bool = True) -> None:

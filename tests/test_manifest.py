@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -127,7 +128,26 @@ def test_broken_records_are_named_so(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/", "a\\b", "a\0b", "..", "C:\\x"]
+    "path",
+    [
+        "",
+        "/etc/passwd",
+        "../x",
+        "a/../../x",
+        "a//b",
+        "./a",
+        "a/",
+        "a\\b",
+        "a\0b",
+        "..",
+        "C:\\x",
+        "C:x",
+        "a:stream",
+        "a.",
+        "a ",
+        "b./a",
+        "\n",
+    ],
 )
 def test_no_file_of_a_manifest_leaves_its_folder(path: str) -> None:
     with pytest.raises(IntegrityError):
@@ -136,6 +156,59 @@ def test_no_file_of_a_manifest_leaves_its_folder(path: str) -> None:
     raw["files"][0]["path"] = path
     with pytest.raises(IntegrityError):
         Manifest.from_json(raw)
+
+
+@pytest.mark.parametrize(
+    "paths", [("a.json", "a.json"), ("a.json", "A.json"), ("a", "a/b"), ("a/b/c", "a/B"), ("straße", "strasse")]
+)
+def test_no_two_files_share_a_place(paths: tuple[str, str]) -> None:
+    files = tuple(FileEntry(path, 1, "a" * 64) for path in paths)
+    with pytest.raises(IntegrityError, match="two files"):
+        replace(a_manifest(), files=files)
+    raw = a_manifest().to_json() | {"files": [{"path": p, "size": 1, "sha256": "a" * 64} for p in paths]}
+    with pytest.raises(IntegrityError, match="two files"):
+        Manifest.from_json(raw)
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, "1", None, True])
+def test_a_size_is_a_number_of_bytes(size: Any) -> None:
+    raw = a_manifest().to_json()
+    raw["files"][0]["size"] = size
+    with pytest.raises(IntegrityError):
+        Manifest.from_json(raw)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": "3"},
+        {"version": 0},
+        {"version": None},
+        {"tenant": ".."},
+        {"adapter": 1},
+        {"labels": 1},
+        {"digest": 1},
+    ],
+    ids=str,
+)
+def test_a_record_with_a_wrong_field_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityError):
+        Record.from_bytes(rewritten(record(a_manifest()).to_bytes(), **changes))
+
+
+def test_json_bombs_are_refused_before_they_are_parsed() -> None:
+    with pytest.raises(IntegrityError, match="too large"):
+        Record.from_bytes(b'{"format": 1, "x": "' + b"x" * 100_000_000 + b'"}')
+    for deep in (b"[" * 100_000, b'{"format":1,"manifest":' * 20_000, b'{"format": ' + b"9" * 100_000 + b"}"):
+        with pytest.raises(IntegrityError):
+            Record.from_bytes(deep)
+    nested: Any = 1
+    for _ in range(sys.getrecursionlimit() * 2 // 3):
+        nested = {"a": nested}
+    with pytest.raises(IntegrityError):  # may be read, and yet be too deep to be hashed
+        Record.from_bytes(
+            rewritten(record(a_manifest()).to_bytes(), digest="x", manifest=a_manifest().to_json() | {"deep": nested})
+        )
 
 
 @pytest.mark.parametrize("sha256", ["", "a" * 63, "../" * 21 + "x", "A" * 64, "a" * 63 + "\n"])

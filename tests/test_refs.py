@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,9 +9,14 @@ from hypothesis import strategies as st
 from adapterhub.errors import InvalidName
 from adapterhub.refs import MAX_VERSION, RESERVED_ADAPTERS, AdapterName, AdapterRef, check_channel
 
-tenants = st.from_regex(r"[a-z0-9](-?[a-z0-9]){0,20}", fullmatch=True)
-adapters = st.from_regex(r"[a-z0-9]([-_.]?[a-z0-9]){0,20}", fullmatch=True).filter(lambda a: a not in RESERVED_ADAPTERS)
-channels = st.from_regex(r"[a-z]([-_.]?[a-z0-9]){0,20}", fullmatch=True)
+HOSTILE = r"(?!(con|prn|aux|nul|com[1-9]|lpt[1-9])(\.|$))(?!.*\.(git|ipynb)$)"  # to Windows or the Hub
+tenants = st.from_regex(r"[a-z0-9](-?[a-z0-9]){0,20}", fullmatch=True).filter(re.compile(HOSTILE).match)
+adapters = (
+    st.from_regex(r"[a-z0-9]([-_.]?[a-z0-9]){0,20}", fullmatch=True)
+    .filter(lambda a: a not in RESERVED_ADAPTERS)
+    .filter(re.compile(HOSTILE).match)
+)
+channels = st.from_regex(r"[a-z]([-_.]?[a-z0-9]){0,20}", fullmatch=True).filter(re.compile(HOSTILE).match)
 selectors = (
     st.integers(1, MAX_VERSION) | st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True) | channels | st.just("latest")
 )
@@ -80,6 +87,12 @@ def test_a_bare_name_means_latest() -> None:
         "acme/support@a@b",
         "acme/base",
         "acme/image",
+        "con/support",
+        "acme/nul",
+        "acme/lpt1.v2",
+        "acme/support@aux",
+        "acme/support.git",
+        "acme/notes.ipynb",
     ],
 )
 def test_names_outside_the_grammar_are_refused(text: str) -> None:

@@ -398,16 +398,53 @@ def test_a_damaged_blob_is_not_published_again_until_it_is_mended(
         assert (tmp_path / str(version)).read_bytes() == b"weights"
 
 
-def test_an_existing_file_is_not_touched(
+@pytest.mark.parametrize("kept", [b"", b"we", b"weights"])
+def test_a_fetch_goes_on_where_a_killed_one_stopped(
+    registry: Registry, new_draft: Drafts, name: AdapterName, tmp_path: Path, kept: bytes
+) -> None:
+    record = registry.publish(new_draft("weights"), name=name, author="ana")
+    (tmp_path / "file").write_bytes(kept)
+    told: list[int] = []
+    registry.fetch_file(record, "adapter_model.safetensors", tmp_path / "file", progress=told.append)
+    assert (tmp_path / "file").read_bytes() == b"weights"
+    assert sum(told) == len(b"weights")
+
+
+@pytest.mark.parametrize("kept", [b"x", b"weightx", b"weights and more"])
+def test_a_wrong_start_is_fetched_again_from_nothing(
+    registry: Registry, new_draft: Drafts, name: AdapterName, tmp_path: Path, kept: bytes
+) -> None:
+    record = registry.publish(new_draft("weights"), name=name, author="ana")
+    (tmp_path / "file").write_bytes(kept)
+    registry.fetch_file(record, "adapter_model.safetensors", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"weights"
+
+
+def test_a_file_that_no_manifest_names_is_not_fetched(
     registry: Registry, new_draft: Drafts, name: AdapterName, tmp_path: Path
 ) -> None:
     record = registry.publish(new_draft(), name=name, author="ana")
-    (tmp_path / "mine").write_text("mine")
-    with pytest.raises(Exception, match="cannot be copied"):
-        registry.fetch_file(record, "adapter_model.safetensors", tmp_path / "mine")
-    assert (tmp_path / "mine").read_text() == "mine"
     with pytest.raises(NotFound):
         registry.fetch_file(record, "../../registry.json", tmp_path / "file")
+    with pytest.raises(NotFound):
+        registry.check_file(record, "../../registry.json")
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_file_is_checked_where_it_lies(registry: ObjectRegistry, new_draft: Drafts, name: AdapterName) -> None:
+    record = registry.publish(new_draft("weights"), name=name, author="ana")
+    path = "adapter_model.safetensors"
+    registry.check_file(record, path)
+    entry = next(f for f in record.manifest.files if f.path == path)
+    key = f"t/acme/blobs/sha256/{entry.sha256[:2]}/{entry.sha256}"
+    for wrong in (b"weightx", b"weight", b"weights and more", b""):
+        registry.store.delete(key)
+        registry.store.create(key, wrong)
+        with pytest.raises(IntegrityError, match="not what was published"):
+            registry.check_file(record, path)
+    registry.store.delete(key)
+    with pytest.raises(NotFound):
+        registry.check_file(record, path)
 
 
 # ── records that somebody tampered with ──────────────────────────────────────────────────────────────────────────

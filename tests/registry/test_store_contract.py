@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapterhub.errors import AdapterError, AlreadyExists, InvalidName, NotFound
+from adapterhub.errors import AdapterError, AlreadyExists, IntegrityError, InvalidName, NotFound
 from adapterhub.registry import Store
 from adapterhub.registry.doctor import WRITERS, prove
 from adapterhub.registry.local import LocalStore
 from adapterhub.registry.memory import MemoryStore
+from adapterhub.registry.store import MAX_VALUE
 
 BYTES = bytes(range(256)) * 10_000
 SHA256 = hashlib.sha256(BYTES).hexdigest()
@@ -130,6 +131,15 @@ def test_what_is_finished_is_not_swept(store: Store) -> None:
     put(store, "a/blob")
     assert store.sweep(older_than=-60) == 0
     assert store.keys("a/") == ["a/b", "a/blob"]
+
+
+def test_what_no_record_can_be_is_not_read(store: Store) -> None:
+    large = bytes(MAX_VALUE + 1)
+    store.create_file("a/large", io.BytesIO(large), size=len(large), sha256=hashlib.sha256(large).hexdigest())
+    with pytest.raises(IntegrityError, match="too large"):
+        store.read("a/large")
+    with store.open("a/large", offset=MAX_VALUE) as stream:
+        assert stream.read() == b"\0"
 
 
 def test_folders_are_the_next_part(store: Store) -> None:
