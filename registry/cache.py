@@ -1,24 +1,31 @@
 """Verified local copies of versions.
 
     <root>/sha256/<hex>/     one folder a manifest digest: whole, or not there
-    <root>/tmp/<id>          being fetched
+    <root>/tmp/<hex>/        being fetched; what a killed fetch left there is where the next one goes on
+    <root>/tmp/<hex>.lock    who fetches: the others wait, and find it there
 
-A version is fetched beside and moved in by one rename, after every byte was checked. Several processes may fetch the
-same version at once: one rename wins, all get the same folder. What is deleted under our feet is fetched again.
+A version is fetched beside and moved in by one rename, after every byte was checked. What is deleted or changed under
+our feet is fetched again: see `Cache.fetch`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from adapterhub.errors import AlreadyExists
+from adapterhub.errors import AlreadyExists, IntegrityError, NotFound, StorageError
 from adapterhub.manifest import FileEntry, Record
-from adapterhub.registry.base import Registry
+from adapterhub.registry.base import Progress, Registry
 from adapterhub.registry.files import folder_to_disk, make_folders, storage_errors
+from adapterhub.registry.locks import locked
+
+log = logging.getLogger(__name__)
+
+Stamp = tuple[int, int, int, int]  # size, inode, times of the last change of content and of anything
 
 
 class Cache:
@@ -27,17 +34,22 @@ class Cache:
     def __init__(self, root: Path, registry: Registry) -> None:
         self.root = root.expanduser().absolute()
         self._registry = registry
+        self._verified: dict[Path, Stamp] = {}  # files whose bytes this process has checked
 
     def path(self, record: Record) -> Path:
         """Where a version's folder is, or will be."""
-        return self.root / "sha256" / record.digest.removeprefix("sha256:")
+        return self.root / "sha256" / _hex(record)
 
     def is_present(self, record: Record) -> bool:
         """Whether all files are there in their full size: some `stat` calls, no reading."""
-        return not self._missing(record)
+        folder = self.path(record)
+        return all(_size(folder / entry.path) == entry.size for entry in record.manifest.files)
 
-    def fetch(self, record: Record) -> Path:
-        """The folder of a version; fetches what is missing.
+    def fetch(self, record: Record, *, progress: Progress | None = None) -> Path:
+        """The folder of a version, its bytes as they were published; fetches what is missing.
+
+        The first time in this process every file is hashed again; after that a `stat` tells whether it was touched.
+        What was changed is fetched again, what was added is removed.
 
         Raises:
             IntegrityError: the registry gave wrong bytes; nothing of them reached the folder.
@@ -45,82 +57,184 @@ class Cache:
             StorageError: the registry is away, or the cache's disk full or not writable.
         """
         folder = self.path(record)
-        while missing := self._missing(record):
-            if folder.is_dir():
-                for entry in missing:
-                    self._mend(record, entry)
-                continue
-            with storage_errors(f"the cache {self.root} cannot be written"):
-                make_folders(folder.parent)
-                make_folders(self.root / "tmp")
-            try:
-                fetch_folder(self._registry, record, folder, beside=self.root / "tmp")
-            except AlreadyExists:
-                continue  # another fetcher was first
+        while not self._is_whole(record):
+            with locked(self._work(record).with_suffix(".lock")):
+                if folder.is_dir():
+                    self._mend(record, progress)
+                else:
+                    _assemble(self._registry, record, folder, work=self._work(record), progress=progress)
+                self._stamp(record)
         return folder
 
+    def forget(self, record: Record) -> None:
+        """Remove a version's folder, for those who needed it only once."""
+        with (
+            storage_errors(f"the cache {self.root} cannot be written"),
+            locked(self._work(record).with_suffix(".lock")),
+        ):
+            shutil.rmtree(self.path(record), ignore_errors=True)
+
+    def _work(self, record: Record) -> Path:
+        return self.root / "tmp" / _hex(record)
+
+    def _is_whole(self, record: Record) -> bool:
+        return not self._missing(record) and not list(_strangers(self.path(record), record))
+
     def _missing(self, record: Record) -> list[FileEntry]:
+        """What is not there as it was published."""
         folder = self.path(record)
-        return [entry for entry in record.manifest.files if not _has_size(folder / entry.path, entry.size)]
+        return [entry for entry in record.manifest.files if not self._is_right(folder / entry.path, entry)]
 
-    def _mend(self, record: Record, entry: FileEntry) -> None:
-        """Put one lost file back in place: the others may be in use, so the folder is never moved away."""
-        with self._unfinished() as unfinished:
-            self._registry.fetch_file(record, entry.path, unfinished)
-            path = self.path(record) / entry.path
+    def _is_right(self, path: Path, entry: FileEntry) -> bool:
+        stamp = _stamp(path)
+        if stamp is None:
+            return False
+        if self._verified.get(path) == stamp:
+            return True
+        if not _has_content(path, entry):
+            return False
+        self._verified[path] = stamp
+        return True
+
+    def _mend(self, record: Record, progress: Progress | None) -> None:
+        """Put what is wrong back in place: the others may be in use, so the folder is never moved away."""
+        folder, work = self.path(record), self._work(record)
+        for entry in self._missing(record):
+            path = folder / entry.path
+            if os.path.lexists(path):
+                log.warning("%s is not what was published, it is fetched again", path)
             with storage_errors(f"{path} cannot be written"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished.replace(path)
+                make_folders((work / entry.path).parent)
+                make_folders(path.parent)
+            self._registry.fetch_file(record, entry.path, work / entry.path, progress=progress)
+            with storage_errors(f"{path} cannot be written"):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                (work / entry.path).replace(path)
+        with storage_errors(f"{folder} cannot be written"):
+            _remove_strangers(folder, record)
+            shutil.rmtree(work, ignore_errors=True)
 
-    @contextmanager
-    def _unfinished(self) -> Iterator[Path]:
-        with storage_errors(f"the cache {self.root} cannot be written"):
-            make_folders(self.root / "tmp")
-        path = self.root / "tmp" / uuid.uuid4().hex
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+    def _stamp(self, record: Record) -> None:
+        """Remember files that came through `Registry.fetch_file` a moment ago, which checked them."""
+        for entry in record.manifest.files:
+            path = self.path(record) / entry.path
+            if stamp := _stamp(path):
+                self._verified[path] = stamp
 
 
-def fetch_folder(registry: Registry, record: Record, folder: Path, *, beside: Path | None = None) -> None:
-    """All files of a version in a new folder: whole, or not there. Made ``beside`` it, on the same file system.
+def fetch_folder(registry: Registry, record: Record, folder: Path, *, progress: Progress | None = None) -> None:
+    """All files of a version in a new folder: whole, or not there.
+
+    What a killed call left beside it, as ``.<name>.<digest>``, is where the next one goes on.
 
     Raises:
         AlreadyExists: the folder is there and not empty.
         IntegrityError, NotFound, StorageError: as `Cache.fetch`.
     """
+    work = folder.parent / f".{folder.name}.{_hex(record)[:12]}"
+    if _is_taken(folder):
+        raise _taken(folder)
+    with locked(work.with_name(work.name + ".lock")):
+        _assemble(registry, record, folder, work=work, progress=progress)
+
+
+def _assemble(registry: Registry, record: Record, folder: Path, *, work: Path, progress: Progress | None) -> None:
     what = f"{folder} cannot be written"
-    unfinished = (beside or folder.parent) / f".{folder.name}.{uuid.uuid4().hex}"
+    if _is_taken(folder):
+        raise _taken(folder)
+    with storage_errors(what):
+        make_folders(work)
+        make_folders(folder.parent)
+        _check_room(work, record)
     try:
-        with storage_errors(what):
-            make_folders(unfinished)
         for entry in record.manifest.files:
-            path = unfinished / entry.path
             with storage_errors(what):
-                make_folders(path.parent)
-            registry.fetch_file(record, entry.path, path)
-        with storage_errors(what):
-            folder_to_disk(unfinished)
-            _move_in(unfinished, folder)
-            folder_to_disk(folder.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+                make_folders((work / entry.path).parent)
+            registry.fetch_file(record, entry.path, work / entry.path, progress=progress)
+    except (IntegrityError, NotFound):  # no later try gets further
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    with storage_errors(what):
+        _remove_strangers(work, record)
+        folder_to_disk(work)
+        _move_in(work, folder)
+        folder_to_disk(folder.parent)
 
 
-def _move_in(unfinished: Path, folder: Path) -> None:
+def _check_room(work: Path, record: Record) -> None:
+    """Refuse at once what would fail in the middle, and leave the rest of the disk to others."""
+    there = sum(min(max(_size(work / entry.path), 0), entry.size) for entry in record.manifest.files)
+    free = shutil.disk_usage(work).free
+    if free < record.manifest.size - there:
+        raise StorageError(
+            f"{record.ref} does not fit on the disk of {work.parent}",
+            why=f"{record.manifest.size - there} bytes are missing and {free} are free",
+            hint="free some space, then type the same command again",
+        )
+
+
+def _move_in(work: Path, folder: Path) -> None:
     try:
-        unfinished.rename(folder)
+        work.rename(folder)
     except OSError as error:
-        if folder.exists():
-            raise AlreadyExists(
-                f"{folder} is there already", why="nothing is overwritten", hint="name a new folder"
-            ) from error
+        if _is_taken(folder):
+            raise _taken(folder) from error
         raise
 
 
-def _has_size(path: Path, size: int) -> bool:
+def _is_taken(folder: Path) -> bool:
+    return folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir())))
+
+
+def _taken(folder: Path) -> AlreadyExists:
+    return AlreadyExists(f"{folder} is there already", why="nothing is overwritten", hint="name a new folder")
+
+
+def _strangers(folder: Path, record: Record) -> Iterator[Path]:
+    """What no manifest names: an engine could read it all the same."""
+    known = {entry.path for entry in record.manifest.files}
+    for above, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(above) / name).is_symlink()]
+        for name in (*files, *links):
+            path = Path(above) / name
+            if path.relative_to(folder).as_posix() not in known:
+                yield path
+
+
+def _remove_strangers(folder: Path, record: Record) -> None:
+    for path in list(_strangers(folder, record)):
+        log.warning("%s was not published, it is removed", path)
+        path.unlink(missing_ok=True)
+
+
+def _has_content(path: Path, entry: FileEntry) -> bool:
+    if _size(path) != entry.size:
+        return False
     try:
-        return path.stat().st_size == size
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
     except OSError:
         return False
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """None where no regular file is: a link could point at other bytes tomorrow."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    if not path.is_file() or path.is_symlink():
+        return None
+    return found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _hex(record: Record) -> str:
+    return record.digest.removeprefix("sha256:")
