@@ -13,6 +13,7 @@
     ├── AdapterError               an adapter directory              422
     │   └── Unsupported            whole, but cannot be used so      422
     ├── BaseMismatch               trained on another base           422
+    ├── Untrusted                  not signed by a required key      422
     ├── MissingDependency          an extra or a program is absent   500
     ├── StorageError               disk full, not writable, away     503
     │   └── UnsafeStore            cannot keep our promises          503
@@ -105,6 +106,12 @@ class Unsupported(AdapterError):
 
 class BaseMismatch(AdapterHubError):
     """The adapter was trained on another base model."""
+
+    status = 422
+
+
+class Untrusted(AdapterHubError):
+    """No good signature by a key that is required: nothing of the version is used."""
 
     status = 422
 

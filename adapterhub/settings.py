@@ -5,6 +5,7 @@
     cache = "/srv/ah-cache"          AH_CACHE
     base = "Qwen/Qwen3-0.6B"         AH_BASE          --base
     author = "ana@acme.example"      AH_AUTHOR
+    require_signed_by = "/k/a.pub"   AH_REQUIRE_SIGNED_BY   --require-signed-by
 
 ``AH_HOME`` is ``~/.adapterhub`` unless set.
 """
@@ -30,6 +31,7 @@ class Settings:
     cache: Path  # verified local copies of versions
     base: str | None = None  # default of --base: folder or Hub id
     author: str = ""  # who publishes and moves channels
+    require_signed_by: tuple[Path, ...] = ()  # public keys; one of them must have signed what is used
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -43,10 +45,16 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         cache=Path(values.get("cache") or home / "cache").expanduser().absolute(),
         base=values.get("base"),
         author=values.get("author") or _login(),
+        require_signed_by=_paths(values.get("require_signed_by", "")),
     )
 
 
 _KEYS = [f.name for f in fields(Settings) if f.name != "home"]
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    """As in ``PATH``: several stand between colons (semicolons on Windows)."""
+    return tuple(Path(part).expanduser().absolute() for part in text.split(os.pathsep) if part.strip())
 
 
 def _read_file(path: Path) -> dict[str, str]:

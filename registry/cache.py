@@ -22,6 +22,7 @@ from adapterhub.manifest import FileEntry, Record
 from adapterhub.registry.base import Progress, Registry
 from adapterhub.registry.files import folder_to_disk, make_folders, storage_errors
 from adapterhub.registry.locks import locked
+from adapterhub.registry.signing import Signers
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,11 @@ Stamp = tuple[int, int, int, int]  # size, inode, times of the last change of co
 class Cache:
     """Copies below ``root``, which is made by the first `fetch`."""
 
-    def __init__(self, root: Path, registry: Registry) -> None:
+    def __init__(self, root: Path, registry: Registry, *, signers: Signers | None = None) -> None:
+        """``signers`` must have signed what is fetched, also what is there already."""
         self.root = root.expanduser().absolute()
         self._registry = registry
+        self._signers = signers or Signers()
         self._verified: dict[Path, Stamp] = {}  # files whose bytes this process has checked
 
     def path(self, record: Record) -> Path:
@@ -52,10 +55,12 @@ class Cache:
         What was changed is fetched again, what was added is removed.
 
         Raises:
+            Untrusted: nobody signed it who must have; nothing was fetched.
             IntegrityError: the registry gave wrong bytes; nothing of them reached the folder.
             NotFound: the registry has lost the bytes.
             StorageError: the registry is away, or the cache's disk full or not writable.
         """
+        self._signers.require(self._registry, record)
         folder = self.path(record)
         while not self._is_whole(record):
             with locked(self._work(record).with_suffix(".lock")):
@@ -123,15 +128,23 @@ class Cache:
                 self._verified[path] = stamp
 
 
-def fetch_folder(registry: Registry, record: Record, folder: Path, *, progress: Progress | None = None) -> None:
+def fetch_folder(
+    registry: Registry,
+    record: Record,
+    folder: Path,
+    *,
+    signers: Signers | None = None,
+    progress: Progress | None = None,
+) -> None:
     """All files of a version in a new folder: whole, or not there.
 
     What a killed call left beside it, as ``.<name>.<digest>``, is where the next one goes on.
 
     Raises:
         AlreadyExists: the folder is there and not empty.
-        IntegrityError, NotFound, StorageError: as `Cache.fetch`.
+        Untrusted, IntegrityError, NotFound, StorageError: as `Cache.fetch`.
     """
+    (signers or Signers()).require(registry, record)
     work = folder.parent / f".{folder.name}.{_hex(record)[:12]}"
     if _is_taken(folder):
         raise _taken(folder)

@@ -114,6 +114,7 @@ class ServeOptions:
     max_lora_rank: int | None = None  # None: what the registry holds
     dtype: str = "auto"
     max_model_len: int | None = None  # tokens; None: the model's own, or what fits into the memory
+    require_signed_by: tuple[Path, ...] = ()  # public keys; one of them must have signed what is served
     vllm_args: tuple[str, ...] = ()
 
 

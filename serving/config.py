@@ -28,12 +28,12 @@ class ServeConfig:
     max_loras: int  # adapters in one batch: engine slots
     max_cpu_loras: int  # adapters that the engine holds
     max_lora_rank: int
+    require_signed_by: tuple[Path, ...] = ()  # public keys; one of them must have signed what is served
     poll_seconds: float = 2.0  # between looks at the change logs
     rescan_seconds: float = 60.0  # between full looks, because hints can be lost
 
     def to_env(self) -> dict[str, str]:
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        return {SWITCH: "1", VARIABLE: json.dumps(values)}
+        return {SWITCH: "1", VARIABLE: json.dumps(asdict(self), default=str)}
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> ServeConfig | None:
@@ -41,4 +41,5 @@ class ServeConfig:
         if environ.get(SWITCH) != "1":
             return None
         values = json.loads(environ[VARIABLE])
-        return cls(**values | {"cache": Path(values["cache"]), "base": Path(values["base"])})
+        paths = {"cache": Path(values["cache"]), "base": Path(values["base"])}
+        return cls(**values | paths | {"require_signed_by": tuple(map(Path, values["require_signed_by"]))})

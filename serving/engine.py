@@ -257,6 +257,7 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
         max_loras=options.max_loras,
         max_cpu_loras=arguments.working_set(held, max_loras=options.max_loras, memory=available_memory()),
         max_lora_rank=rank,
+        require_signed_by=options.require_signed_by,
     )
     return Launch(
         command=(sys.executable, "-c", _ENTRY, *arguments.arguments(options, config, dtype=dtype)),

@@ -16,6 +16,7 @@ from adapterhub.base import BaseModel
 from adapterhub.errors import AdapterHubError
 from adapterhub.registry.base import Registry
 from adapterhub.registry.cache import Cache
+from adapterhub.registry.signing import Signers
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.models import card, list_models
 from adapterhub.serving.residency import Engine, Residency
@@ -35,7 +36,8 @@ class Replica:
         self.config = config
         self.base = base
         self.registry = registry
-        self.versions = Versions(Cache(config.cache, registry), base=base, max_lora_rank=config.max_lora_rank)
+        cache = Cache(config.cache, registry, signers=Signers.read(config.require_signed_by))
+        self.versions = Versions(cache, base=base, max_lora_rank=config.max_lora_rank)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="adapterhub")
         self.residency = Residency(
             engine,

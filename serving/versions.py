@@ -53,7 +53,7 @@ class Versions:
     def fetch(self, record: Record) -> Path:
         """The version's verified folder, absolute; downloads what is not there.
 
-        Raises Unsupported, BaseMismatch, NotFound, StorageError, IntegrityError.
+        Raises Unsupported, BaseMismatch, Untrusted, NotFound, StorageError, IntegrityError.
         """
         if refusal := self.unfit(record):
             raise refusal

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +27,15 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's registry, cache, settings or model cache, nor asks the network."""
     monkeypatch.setenv("AH_HOME", str(tmp_path_factory.mktemp("ah-home")))
-    for name in ("AH_REGISTRY", "AH_CACHE", "AH_BASE", "AH_AUTHOR", "AH_URL"):
+    for name in (
+        "AH_REGISTRY",
+        "AH_CACHE",
+        "AH_BASE",
+        "AH_AUTHOR",
+        "AH_URL",
+        "AH_REQUIRE_SIGNED_BY",
+        "AH_KEY_PASSWORD",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -96,6 +106,29 @@ def llama_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = (config["vocab_size"], width)
     return shapes
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Of ana and ben: a private key that signs, and its public key."""
+    folder = tmp_path_factory.mktemp("keys")
+    return {name: write_key(folder / name, ec.generate_private_key(ec.SECP256R1())) for name in ("ana", "ben")}
+
+
+def write_key(path: Path, key: Any, *, password: bytes | None = None) -> tuple[Path, Path]:
+    """Writes ``path`` with .pem and with .pub."""
+    locked = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    private, public = path.with_suffix(".pem"), path.with_suffix(".pub")
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    private.write_bytes(key.private_bytes(pem, pkcs8, locked))
+    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+@pytest.fixture(scope="session")
+def key_writer() -> Callable[..., tuple[Path, Path]]:
+    """`write_key`."""
+    return write_key
 
 
 AdapterFactory = Callable[..., Path]

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapterhub import peftdir
-from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, err, print_json
-from adapterhub.errors import InvalidName, UsageError
+from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, SignedByOption, err, print_json
+from adapterhub.errors import InvalidName, Untrusted, UsageError
 from adapterhub.manifest import BaseFingerprint, Record
 from adapterhub.refs import AdapterRef
 from adapterhub.registry import Cache, open_registry
 from adapterhub.registry.drafts import find_run
+from adapterhub.registry.signing import Signers
 from adapterhub.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def export(
     certificate: Annotated[
         bool, typer.Option("--certificate/--no-certificate", help="Check the result and write export.json.")
     ] = True,
+    require_signed_by: SignedByOption = None,
     registry_url: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,7 +62,8 @@ def export(
             why="neither --base nor $AH_BASE names one",
             hint=f"ah export {what} --base BASE --to {to}",
         )
-    source = find_source(what, settings, registry_url or settings.registry)
+    signers = Signers.read(require_signed_by or settings.require_signed_by)
+    source = find_source(what, settings, registry_url or settings.registry, signers=signers)
 
     from adapterhub.base import find_base
     from adapterhub.export import export_model, plan_export
@@ -98,21 +101,27 @@ def verify(
         typer.echo(f"{folder}: {len(certificate['files'])} files are as exported")
 
 
-def find_source(what: str, settings: Settings, registry_url: str) -> Source:
-    """A run or an adapter directory where ``what`` is a folder that holds one, else a version of the registry."""
+def find_source(what: str, settings: Settings, registry_url: str, *, signers: Signers) -> Source:
+    """A run or an adapter directory where ``what`` is a folder that holds one, else a version of the registry.
+
+    Raises Untrusted for a version that none of ``signers`` signed, and for any folder where there are some.
+    """
     try:
         folder, run = find_run(Path(what).expanduser())
         found = folder.is_dir() or what.startswith((".", "/", "~"))
     except (OSError, ValueError):  # nothing that a folder can be called
         found = False
     if found and (run is not None or (folder / peftdir.CONFIG).is_file() or not _is_ref(what)):
+        if signers.keys:
+            raise Untrusted(f"{what} is not signed", why="it is a folder, and only versions of a registry are signed")
         return Source(folder, recorded=run.base if run else None)
     registry = open_registry(registry_url)
     version = registry.resolve(AdapterRef.parse(what))
     if version.status == "deprecated":
         typer.echo(f"{version.record.ref} is deprecated: {version.why or 'no reason given'}", err=True)
     record = version.record
-    return Source(Cache(settings.cache, registry).fetch(record), recorded=record.manifest.base, record=record)
+    path = Cache(settings.cache, registry, signers=signers).fetch(record)
+    return Source(path, recorded=record.manifest.base, record=record)
 
 
 def _is_ref(what: str) -> bool:

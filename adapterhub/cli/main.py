@@ -30,6 +30,8 @@ COMMANDS = {
     "yank": ("status", "yank"),
     "deprecate": ("status", "deprecate"),
     "delete": ("status", "delete"),
+    "sign": ("sign", "sign"),
+    "signatures": ("sign", "signatures"),
     "pull": ("pull", "pull"),
     "export": ("export", "export"),
     "verify": ("export", "verify"),

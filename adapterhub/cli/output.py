@@ -6,9 +6,11 @@ rich is imported when the first styled line is printed: it costs 0.1 s, and `ah 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,10 +29,33 @@ RegistryOption = Annotated[
         help="Where versions live: file:///…; default $AH_REGISTRY, then ~/.adapterhub/registry.",
     ),
 ]
+SignOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign",
+        metavar="KEY",
+        help="Sign it with this private key (PEM); $AH_KEY_PASSWORD opens it.",
+        show_default=False,
+    ),
+]
+SignedByOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--require-signed-by",
+        metavar="PUBKEY",
+        help="Refuse what none of these keys signed; may be repeated; default $AH_REQUIRE_SIGNED_BY.",
+        show_default=False,
+    ),
+]
 BaseOption = Annotated[
     str | None,
     typer.Option("--base", metavar="DIR|HUB_ID", help="The base model: a folder or a Hub id; default $AH_BASE."),
 ]
+
+
+def key_password() -> str | None:
+    """What opens a private key that has a password: not from a flag, which every list of processes would show."""
+    return os.environ.get("AH_KEY_PASSWORD") or None
 
 
 @cache

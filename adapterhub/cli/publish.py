@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, print_json, say
+from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, SignOption, key_password, print_json, say
 from adapterhub.errors import UsageError
 from adapterhub.manifest import Record, to_plain
 from adapterhub.refs import AdapterName, check_channel
 from adapterhub.registry import ChannelMove, draft, open_registry
+from adapterhub.registry.signing import sign, signature_of
 from adapterhub.settings import load_settings
 
 
@@ -33,6 +34,7 @@ def publish(
     allow_zero: Annotated[
         bool, typer.Option("--allow-zero", help="Publish even an adapter that changes nothing.")
     ] = False,
+    sign_with: SignOption = None,
     registry_url: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,9 +58,15 @@ def publish(
         )
     if channel is not None:
         check_channel(channel)
+    password = key_password()
+    if sign_with is not None:
+        signature_of(adapter.manifest, key=sign_with, password=password)  # a key that cannot sign publishes nothing
     for note in adapter.notes:
         say(f"note: {note}")
     record = registry.publish(adapter, name=chosen, author=settings.author, labels=labels)
+    if sign_with is not None:
+        signature = sign(registry, record, key=sign_with, password=password)
+        say(f"signed with the key {signature.key[:12]}…")
     move = None
     if channel is not None:
         say(f"published {record.ref}; now pointing {channel} at it")

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, print_json
+from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, SignedByOption, print_json
 from adapterhub.errors import Unsupported, UsageError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterRef
 from adapterhub.registry import Cache, fetch_folder, open_registry
+from adapterhub.registry.signing import Signers
 from adapterhub.settings import load_settings
 
 
@@ -22,6 +23,7 @@ def pull(
     ] = None,
     merged: Annotated[bool, typer.Option("--merged", help="Merge it into --base: a standalone model in --to.")] = False,
     base: BaseOption = None,
+    require_signed_by: SignedByOption = None,
     registry_url: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,12 +35,13 @@ def pull(
     version = registry.resolve(AdapterRef.parse(ref))
     if version.status == "deprecated":
         typer.echo(f"{version.record.ref} is deprecated: {version.why or 'no reason given'}", err=True)
-    cache = Cache(settings.cache, registry)
+    signers = Signers.read(require_signed_by or settings.require_signed_by)
+    cache = Cache(settings.cache, registry, signers=signers)
     if merged:
         folder = _merge(cache, version.record, to=to, base=base or settings.base)
     elif to is not None:
         folder = to.expanduser().absolute()
-        fetch_folder(registry, version.record, folder)
+        fetch_folder(registry, version.record, folder, signers=signers)
     else:
         folder = cache.fetch(version.record)
     if as_json:

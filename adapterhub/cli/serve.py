@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from adapterhub.cli.output import BaseOption, RegistryOption, say
+from adapterhub.cli.output import BaseOption, RegistryOption, SignedByOption, say
 from adapterhub.errors import UsageError
+from adapterhub.registry.signing import Signers
 from adapterhub.settings import load_settings
 
 
@@ -32,6 +33,7 @@ def serve(
         int | None,
         typer.Option(min=1, help="Longest prompt with answer, in tokens; default: what model and memory allow."),
     ] = None,
+    require_signed_by: SignedByOption = None,
     vllm_flags: Annotated[
         list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Handed to vLLM as they are.")
     ] = None,
@@ -51,6 +53,7 @@ def serve(
     chosen = base or settings.base
     if not chosen:
         raise UsageError("no base model was named", hint="ah serve --base Qwen/Qwen3-0.6B")
+    signers = Signers.read(path.absolute() for path in require_signed_by or settings.require_signed_by)
     options = ServeOptions(
         base=chosen,
         registry=registry or settings.registry,
@@ -61,6 +64,7 @@ def serve(
         max_lora_rank=max_lora_rank,
         dtype=dtype,
         max_model_len=max_model_len,
+        require_signed_by=tuple(key.path for key in signers.keys),
         vllm_args=tuple(vllm_flags or ()),
     )
     begun = time.monotonic()
