@@ -192,6 +192,12 @@ class Registry(Protocol):
     def adapters(self, tenant: str) -> list[AdapterName]:
         """Adapters of a tenant with at least one version, sorted."""
 
+    def numbers(self, name: AdapterName) -> list[int]:
+        """Numbers of all versions, newest first, tombstones included; no record is read. Raises NotFound."""
+
+    def version(self, name: AdapterName, number: int) -> Version:
+        """One version whatever its status, unlike `resolve`. Raises NotFound, IntegrityError."""
+
     def versions(self, name: AdapterName) -> list[Version]:
         """All versions with their status, newest first, tombstones included. Raises NotFound."""
 

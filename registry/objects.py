@@ -107,7 +107,7 @@ class ObjectRegistry:
 
     def resolve(self, ref: AdapterRef) -> Version:
         if ref.version is not None:
-            return self._usable(self._version(ref.name, ref.version), asked=str(ref))
+            return self._usable(self.version(ref.name, ref.version), asked=str(ref))
         if ref.digest is not None:
             return self._with_digest(ref)
         if ref.channel == LATEST:
@@ -116,7 +116,7 @@ class ObjectRegistry:
         if move is None:
             self._require_adapter(ref.name)
             raise NotFound(f"{ref.name} has no channel {ref.channel!r}", hint=f"ah show {ref.name}")
-        return self._usable(self._version(ref.name, move.main.version), asked=str(ref))
+        return self._usable(self.version(ref.name, move.main.version), asked=str(ref))
 
     def tenants(self) -> list[str]:
         self._open()
@@ -126,6 +126,18 @@ class ObjectRegistry:
         self._open()
         names = (AdapterName(tenant, adapter) for adapter in self.store.folders(layout.adapters(tenant)))
         return [name for name in names if self._records.newest_number(name)]
+
+    def numbers(self, name: AdapterName) -> list[int]:
+        self._require_adapter(name)
+        return list(self._records.numbers(name))
+
+    def version(self, name: AdapterName, number: int) -> Version:
+        try:
+            record = self._records.read(name, number)
+        except NotFound:
+            self._require_adapter(name)
+            raise NotFound(f"{name} has no version {number}", hint=f"ah ls {name}") from None
+        return _with_status(record, self._newest_status(name, number))
 
     def versions(self, name: AdapterName) -> list[Version]:
         self._require_adapter(name)
@@ -235,7 +247,7 @@ class ObjectRegistry:
         )
 
     def _target(self, name: AdapterName, version: int, weight: int) -> Target:
-        found = self._usable(self._version(name, version), asked=f"{name}@{version}")
+        found = self._usable(self.version(name, version), asked=f"{name}@{version}")
         return Target(version, found.record.digest, weight)
 
     def _newest_move(self, name: AdapterName, channel: str) -> ChannelMove | None:
@@ -248,7 +260,7 @@ class ObjectRegistry:
     # ── statuses ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def set_status(self, name: AdapterName, version: int, status: Status, *, who: str, why: str = "") -> StatusChange:
-        self._version(name, version)
+        self.version(name, version)
         while True:
             current = self._newest_status(name, version)
             if current is not None and current.status == status:
@@ -261,7 +273,7 @@ class ObjectRegistry:
                 return change  # else somebody changed it meanwhile: judge again
 
     def status_log(self, name: AdapterName, version: int) -> list[StatusChange]:
-        self._version(name, version)
+        self.version(name, version)
         return self._status_changes(name, version).all()
 
     def _newest_status(self, name: AdapterName, version: int) -> StatusChange | None:
@@ -295,7 +307,7 @@ class ObjectRegistry:
         details: Mapping[str, Any] | None = None,
         who: str,
     ) -> Evaluation:
-        found = self._version(name, version)
+        found = self.version(name, version)
         if found.status == "deleted":
             raise Gone(f"{name}@{version} is deleted", why=found.why, hint=f"ah ls {name}")
         log = self._evaluations(name, version)
@@ -308,7 +320,7 @@ class ObjectRegistry:
                 return evaluation
 
     def evaluations(self, name: AdapterName, version: int) -> list[Evaluation]:
-        self._version(name, version)
+        self.version(name, version)
         return self._evaluations(name, version).all()
 
     def _evaluations(self, name: AdapterName, version: int) -> NumberedLog[Evaluation]:
@@ -329,14 +341,6 @@ class ObjectRegistry:
 
     # ── versions ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _version(self, name: AdapterName, number: int) -> Version:
-        try:
-            record = self._records.read(name, number)
-        except NotFound:
-            self._require_adapter(name)
-            raise NotFound(f"{name} has no version {number}", hint=f"ah ls {name}") from None
-        return _with_status(record, self._newest_status(name, number))
-
     def _latest(self, name: AdapterName) -> Version:
         for number in self._records.numbers(name):
             status = self._newest_status(name, number)
@@ -354,7 +358,7 @@ class ObjectRegistry:
         found = []
         for number in self._records.hinted(ref.name, digest):
             try:
-                version = self._version(ref.name, number)
+                version = self.version(ref.name, number)
             except NotFound:
                 continue  # the hint of a publisher who came second, or was killed
             if version.record.digest == digest:

@@ -104,8 +104,10 @@ def _find(registry: Registry, ref: AdapterRef) -> Version:
     """Like `resolve`, but what is yanked or deleted can be looked at too."""
     if not ref.is_fixed:
         return registry.resolve(ref)
+    if ref.version is not None:
+        return registry.version(ref.name, ref.version)
     for version in registry.versions(ref.name):
-        if ref.selector in {str(version.record.version), version.record.digest}:
+        if version.record.digest == ref.digest:
             return version
     raise NotFound(f"{ref.name} has no version {ref.selector}", hint=f"ah ls {ref.name}")
 

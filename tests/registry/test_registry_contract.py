@@ -33,6 +33,23 @@ def test_versions_are_numbered_from_one(registry: Registry, new_draft: Drafts, n
     assert resolved(registry, "acme/support@2") == 2
 
 
+def test_a_version_is_told_whatever_its_status(registry: Registry, new_draft: Drafts, name: AdapterName) -> None:
+    for _ in range(3):
+        publish(registry, new_draft(), name)
+    registry.set_status(name, 2, "yanked", who="ana", why="rude")
+    assert registry.numbers(name) == [3, 2, 1]
+    assert [registry.version(name, n).status for n in (1, 2, 3)] == ["active", "yanked", "active"]
+    for wrong in (4, 10**6):
+        with pytest.raises(NotFound, match="no version"):
+            registry.version(name, wrong)
+    for question in (
+        lambda: registry.numbers(AdapterName("acme", "nothing")),
+        lambda: registry.version(AdapterName("no", "one"), 1),
+    ):
+        with pytest.raises(NotFound):
+            question()
+
+
 def test_a_record_says_what_was_published(registry: Registry, new_draft: Drafts, name: AdapterName) -> None:
     draft = new_draft()
     record = registry.publish(draft, name=name, author="ana", labels={"team": "x"})
