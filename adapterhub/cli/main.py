@@ -33,6 +33,7 @@ COMMANDS = {
     "sign": ("sign", "sign"),
     "signatures": ("sign", "signatures"),
     "pull": ("pull", "pull"),
+    "fsck": ("fsck", "fsck"),
     "export": ("export", "export"),
     "verify": ("export", "verify"),
     "doctor": ("doctor", "doctor"),
