@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
-from adapterhub.cli.output import JsonOption, RegistryOption, err, print_json
+from adapterhub.cli.output import JsonOption, RegistryOption, bytes_shown, print_json
 from adapterhub.errors import NotFound
 from adapterhub.manifest import to_plain
 from adapterhub.refs import AdapterName, check_tenant
 from adapterhub.registry import Registry, open_registry
-from adapterhub.registry.base import Progress
 from adapterhub.settings import load_settings
 
 
@@ -29,7 +26,7 @@ def fsck(
     from adapterhub.registry.fsck import fsck as check
 
     registry = open_registry(registry_url or load_settings().registry)
-    with _progress(quiet=as_json) as progress:
+    with bytes_shown("checking", quiet=as_json) as progress:
         report = check(registry, _names(registry, what), progress=progress)
     if as_json:
         print_json(to_plain(report))
@@ -51,17 +48,3 @@ def _names(registry: Registry, what: str | None) -> list[AdapterName] | None:
     if names := registry.adapters(what):
         return names
     raise NotFound(f"there is no tenant {what!r} in {registry.url}", hint="ah ls")
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Progress | None]:
-    """Bytes on a terminal's stderr; nothing elsewhere."""
-    if quiet or not err().is_terminal:
-        yield None
-        return
-    from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
-
-    columns = (SpinnerColumn(), TextColumn("checking"), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=err(), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda size: bar.advance(task, size)

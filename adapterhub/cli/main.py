@@ -33,6 +33,8 @@ COMMANDS = {
     "sign": ("sign", "sign"),
     "signatures": ("sign", "signatures"),
     "pull": ("pull", "pull"),
+    "copy": ("copy", "copy"),
+    "mirror": ("copy", "mirror"),
     "fsck": ("fsck", "fsck"),
     "export": ("export", "export"),
     "verify": ("export", "verify"),

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,6 +92,20 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def say(text: str) -> None:
     """A line for people, on stderr. ``text`` may hold rich markup: escape what came from outside."""
     err().print(text)
+
+
+@contextmanager
+def bytes_shown(doing: str, *, quiet: bool = False) -> Iterator[Callable[[int], None] | None]:
+    """Counts bytes on a terminal's stderr; nothing elsewhere."""
+    if quiet or not err().is_terminal:
+        yield None
+        return
+    from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
+
+    columns = (SpinnerColumn(), TextColumn(doing), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=err(), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda size: bar.advance(task, size)
 
 
 def report(error: AdapterHubError) -> int:
