@@ -37,19 +37,14 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def parse_json(data: bytes, *, what: str) -> Any:
+def parse_json(data: bytes, *, what: str, limit: int = MAX_JSON) -> Any:
     """Read JSON that somebody else may have written. Raises IntegrityError for what is too large, too deep or none."""
-    if len(data) > MAX_JSON:
-        raise too_large(what, len(data))
+    if len(data) > limit:
+        raise IntegrityError(f"{what} is too large to be read", why=f"it has {len(data)} bytes, allowed are {limit}")
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{what} cannot be read", why=str(error)) from error
-
-
-def too_large(what: str, size: int) -> IntegrityError:
-    """``size`` in bytes."""
-    return IntegrityError(f"{what} is too large to be read", why=f"it has {size} bytes, allowed are {MAX_JSON}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ class Manifest:
     read_from: Json | None = field(default=None, compare=False, repr=False)  # keeps fields unknown to us
 
     def __post_init__(self) -> None:
-        _check_distinct([f.path for f in self.files])
+        check_distinct([f.path for f in self.files])
 
     def to_json(self) -> dict[str, Any]:
         if self.read_from is not None:
@@ -267,8 +262,11 @@ class Record:
         return record
 
 
-def _check_distinct(paths: list[str]) -> None:
-    """No two files in one place, also where upper and lower case are the same, and no file where a folder must be."""
+def check_distinct(paths: list[str]) -> None:
+    """No two files in one place, also where upper and lower case are the same, and no file where a folder must be.
+
+    Raises IntegrityError.
+    """
     files = {path.casefold() for path in paths}
     folders = {path[:i] for path in files for i, letter in enumerate(path) if letter == "/"}
     if len(files) != len(paths) or files & folders:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapterhub import peftdir
-from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, SignedByOption, err, print_json
+from adapterhub.cli.output import BaseOption, BundleOption, JsonOption, RegistryOption, SignedByOption, err, print_json
 from adapterhub.errors import InvalidName, Untrusted, UsageError
 from adapterhub.manifest import BaseFingerprint, Record
 from adapterhub.refs import AdapterRef
@@ -50,19 +50,26 @@ def export(
         bool, typer.Option("--certificate/--no-certificate", help="Check the result and write export.json.")
     ] = True,
     require_signed_by: SignedByOption = None,
+    bundle: BundleOption = None,
     registry_url: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge an adapter into its base: a standalone model, checked before it has its name."""
     settings = load_settings()
+    signers = Signers.read(require_signed_by or settings.require_signed_by)
     name = base or settings.base
+    if bundle is not None:
+        from adapterhub.cli.bundle import open_bundle
+
+        opened = open_bundle(bundle, settings.home, signers=signers, registry=registry_url)
+        registry_url = opened.registry
+        name = base or (str(opened.base) if opened.base else settings.base)
     if name is None:
         raise UsageError(
             "exporting needs the base model",
             why="neither --base nor $AH_BASE names one",
             hint=f"ah export {what} --base BASE --to {to}",
         )
-    signers = Signers.read(require_signed_by or settings.require_signed_by)
     source = find_source(what, settings, registry_url or settings.registry, signers=signers)
 
     from adapterhub.base import find_base

@@ -35,6 +35,8 @@ COMMANDS = {
     "pull": ("pull", "pull"),
     "copy": ("copy", "copy"),
     "mirror": ("copy", "mirror"),
+    "bundle": ("bundle", "bundle"),
+    "import": ("bundle", "import_"),
     "fsck": ("fsck", "fsck"),
     "export": ("export", "export"),
     "verify": ("export", "verify"),

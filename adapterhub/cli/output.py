@@ -48,6 +48,15 @@ SignedByOption = Annotated[
         show_default=False,
     ),
 ]
+BundleOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        metavar="FILE",
+        help="Take versions, and the base if it came along, from a bundle and nothing else.",
+        show_default=False,
+    ),
+]
 BaseOption = Annotated[
     str | None,
     typer.Option("--base", metavar="DIR|HUB_ID", help="The base model: a folder or a Hub id; default $AH_BASE."),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from adapterhub.cli.output import BaseOption, RegistryOption, SignedByOption, say
+from adapterhub.cli.output import BaseOption, BundleOption, RegistryOption, SignedByOption, say
 from adapterhub.errors import UsageError
 from adapterhub.registry.signing import Signers
 from adapterhub.settings import load_settings
@@ -34,6 +34,7 @@ def serve(
         typer.Option(min=1, help="Longest prompt with answer, in tokens; default: what model and memory allow."),
     ] = None,
     require_signed_by: SignedByOption = None,
+    bundle: BundleOption = None,
     vllm_flags: Annotated[
         list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Handed to vLLM as they are.")
     ] = None,
@@ -50,10 +51,16 @@ def serve(
     from adapterhub.serving.engine import Engine
 
     settings = load_settings()
+    signers = Signers.read(path.absolute() for path in require_signed_by or settings.require_signed_by)
     chosen = base or settings.base
+    if bundle is not None:
+        from adapterhub.cli.bundle import open_bundle
+
+        opened = open_bundle(bundle, settings.home, signers=signers, registry=registry)
+        registry = opened.registry
+        chosen = base or (str(opened.base) if opened.base else settings.base)
     if not chosen:
         raise UsageError("no base model was named", hint="ah serve --base Qwen/Qwen3-0.6B")
-    signers = Signers.read(path.absolute() for path in require_signed_by or settings.require_signed_by)
     options = ServeOptions(
         base=chosen,
         registry=registry or settings.registry,
