@@ -34,14 +34,14 @@ def product(delta: Delta, weights: Path) -> Product:
     return Product(left, right, delta.factor.scale)
 
 
-def rewrite(raw: bytearray, rows: Rows, delta: Product | None) -> memoryview:
-    """The new bytes of a block from its old ones, which float32 ones overwrite.
+def rewrite(raw: bytearray | memoryview, dtype: str, rows: Rows, delta: Product | None) -> memoryview:
+    """The new bytes of a block from its old values, which are of ``dtype``; float32 ones are overwritten.
 
     Raises Unsupported where float16 cannot hold a value.
     """
     import torch
 
-    old = torch.frombuffer(raw, dtype=_dtype(rows.operation.source.dtype), count=rows.elements)
+    old = torch.frombuffer(raw, dtype=_dtype(dtype), count=rows.elements)
     block = old.to(torch.float32).view(-1, rows.columns)
     if delta is not None:
         block.addmm_(delta.left[rows.first : rows.last], delta.right, alpha=delta.scale)

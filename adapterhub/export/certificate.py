@@ -32,6 +32,7 @@ from adapterhub.export.files import read_at
 from adapterhub.export.layout import WIDTH, Copy, Delta, FilePlan, Operation, Rows, blocks
 from adapterhub.export.parallel import in_order
 from adapterhub.export.plan import Plan
+from adapterhub.export.unpack import read_rows
 from adapterhub.manifest import to_plain
 
 FILE = "export.json"
@@ -242,12 +243,12 @@ def _jobs(file: FilePlan, target: Path, weights: Path) -> Iterator[Callable[[], 
     factors: _Factors | None = None
     for block in blocks(file):
         if isinstance(block, Copy):
-            yield partial(_check_copy, file.source, target, block)
+            yield partial(_check_copy, target, block)
             continue
         if block.operation is not operation:
             operation = block.operation
             factors = _factors(operation, operation.delta, weights) if operation.delta else None
-        yield partial(_check_rows, file.source, target, block, factors)
+        yield partial(_check_rows, target, block, factors)
 
 
 def _check_header(file: FilePlan, target: Path) -> None:
@@ -255,8 +256,8 @@ def _check_header(file: FilePlan, target: Path) -> None:
         raise IntegrityError(f"the header of {file.name} is not the planned one", hint="export again")
 
 
-def _check_copy(source: Path, target: Path, block: Copy) -> int:
-    if read_at(source, block.source, block.length) != read_at(target, block.target, block.length):
+def _check_copy(target: Path, block: Copy) -> int:
+    if read_at(block.file, block.source, block.length) != read_at(target, block.target, block.length):
         raise IntegrityError(
             f"{target.name} differs from the base where nothing should change",
             why=f"within {block.length} bytes from byte {block.target}",
@@ -265,9 +266,9 @@ def _check_copy(source: Path, target: Path, block: Copy) -> int:
     return block.length
 
 
-def _check_rows(source: Path, target: Path, rows: Rows, factors: _Factors | None) -> int | _Found:
-    old_dtype, new_dtype = rows.operation.source.dtype, rows.operation.dtype
-    old = widen(read_at(source, rows.source, rows.elements * WIDTH[old_dtype]), old_dtype)
+def _check_rows(target: Path, rows: Rows, factors: _Factors | None) -> int | _Found:
+    new_dtype = rows.operation.dtype
+    old = widen(*read_rows(rows))
     new = widen(read_at(target, rows.target, rows.elements * WIDTH[new_dtype]), new_dtype)
     if factors is None:
         if not np.array_equal(new, old):  # they are equal where the new dtype holds all values of the old one
@@ -308,7 +309,7 @@ def _refuse_far(rows: Rows, after: Array, steps: Array, allowed: Array) -> None:
 # ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def widen(raw: bytes | bytearray, dtype: str) -> Array:
+def widen(raw: bytes | bytearray | memoryview, dtype: str) -> Array:
     """The values of F32, F16 or BF16 bytes, as float32: exact."""
     if dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")

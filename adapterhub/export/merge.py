@@ -1,14 +1,15 @@
 """The streaming merge: one weight file at a time, in blocks, memory bounded whatever the size of the model.
 
 A worker takes a block, reads it, computes, and writes it; several at once keep reading, computing and writing
-overlapped, and a finished file goes to the disk while the next one is made. What does not change is cloned with the
+overlapped, and what is written goes to the disk while the next blocks are made. What does not change is cloned with the
 whole file where the file system shares blocks (btrfs, XFS, bcachefs), else copied range by range, so that no byte is
-written twice.
+written twice; or linked, where nothing of a file changes and that is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -17,16 +18,20 @@ from pathlib import Path
 from adapterhub import peftdir
 from adapterhub.export import arithmetic
 from adapterhub.export.arithmetic import Product
-from adapterhub.export.files import copy_range, read_at, reflink, sync, write_at
-from adapterhub.export.layout import WIDTH, Copy, FilePlan, Operation, Rows, blocks
+from adapterhub.export.files import copy_range, reflink, sync, write_at
+from adapterhub.export.layout import Copy, FilePlan, Operation, Rows, blocks
 from adapterhub.export.parallel import in_order
 from adapterhub.export.plan import Plan
 from adapterhub.export.staging import Staging
+from adapterhub.export.unpack import read_rows
+
+_SYNC = 2**29  # bytes written between two notes in the journal: what a killed export makes again, at most
 
 
-def merge(plan: Plan, staging: Staging, *, progress: Callable[[int], None]) -> None:
-    """Write every weight file of the plan into the staging folder, durably; files that are there already are kept.
+def merge(plan: Plan, staging: Staging, *, link: bool = False, progress: Callable[[int], None]) -> None:
+    """Write every weight file of the plan into the staging folder, durably; what is there already is kept.
 
+    ``link``: files in which nothing changes become hard links to the base's, where the file system allows it.
     ``progress`` is called with the bytes done so far. Raises OSError, StorageError, Unsupported.
     """
     weights = plan.adapter.path / peftdir.WEIGHTS
@@ -34,12 +39,16 @@ def merge(plan: Plan, staging: Staging, *, progress: Callable[[int], None]) -> N
         durable: list[Future[None]] = []
         before = 0  # bytes of the files before this one
         for file in plan.files:
+            target = staging.folder / file.name
+            if file.name not in staging.finished and not (link and _linked(file, target)):
+                noted = 0
+                with closing(_write(file, target, weights, after=staging.partial.get(file.name, 0))) as ends:
+                    for end in ends:
+                        progress(before + end)
+                        if end - noted > _SYNC and all(future.done() for future in durable):
+                            durable.append(syncer.submit(_note, staging, file.name, end))
+                            noted = end
             if file.name not in staging.finished:
-                done = before
-                with closing(in_order(_jobs(file, staging.folder / file.name, weights))) as parts:
-                    for written in parts:
-                        done += written
-                        progress(done)
                 durable.append(syncer.submit(_finish, staging, file.name))
             before += file.size
             progress(before)
@@ -47,35 +56,57 @@ def merge(plan: Plan, staging: Staging, *, progress: Callable[[int], None]) -> N
             future.result()
 
 
-def _jobs(file: FilePlan, target: Path, weights: Path) -> Iterator[Callable[[], int]]:
+def _write(file: FilePlan, target: Path, weights: Path, *, after: int) -> Generator[int, None, None]:
+    """Make one file, and tell after each block how far it is whole. The first ``after`` bytes are there already."""
+    yield from in_order(_jobs(file, target, weights, after))
+
+
+def _jobs(file: FilePlan, target: Path, weights: Path, after: int) -> Iterator[Callable[[], int]]:
     """One job a block. A tensor's factors are read when its first block comes up, and forgotten with its last."""
-    cloned = file.same_layout and reflink(file.source, target)
-    if not cloned:
+    cloned = not after and file.source is not None and reflink(file.source, target)
+    if not cloned and not after:
         with target.open("wb") as new:
             new.truncate(file.size)
             new.write(file.header)
     operation: Operation | None = None
     delta: Product | None = None
     for block in blocks(file, cloned=cloned):
+        if block.end <= after:
+            continue
         if isinstance(block, Copy):
-            yield partial(_copy, file.source, target, block)
+            yield partial(_copy, target, block)
         else:
             if block.operation is not operation:
                 operation = block.operation
                 delta = arithmetic.product(operation.delta, weights) if operation.delta else None
-            yield partial(_rewrite, file.source, target, block, delta)
+            yield partial(_rewrite, target, block, delta)
 
 
-def _copy(source: Path, target: Path, block: Copy) -> int:
-    copy_range(source, block.source, target, block.target, block.length)
-    return block.length
+def _copy(target: Path, block: Copy) -> int:
+    copy_range(block.file, block.source, target, block.target, block.length)
+    return block.end
 
 
-def _rewrite(source: Path, target: Path, rows: Rows, delta: Product | None) -> int:
-    raw = read_at(source, rows.source, rows.elements * WIDTH[rows.operation.source.dtype])
-    new = arithmetic.rewrite(raw, rows, delta)
-    write_at(target, rows.target, new)
-    return len(new)
+def _rewrite(target: Path, rows: Rows, delta: Product | None) -> int:
+    write_at(target, rows.target, arithmetic.rewrite(*read_rows(rows), rows, delta))
+    return rows.end
+
+
+def _linked(file: FilePlan, target: Path) -> bool:
+    """Whether the file is now the base's own under another name."""
+    if file.source is None or not all(operation.kept for operation in file.operations):
+        return False
+    target.unlink(missing_ok=True)
+    try:
+        os.link(file.source.resolve(), target)  # of a Hub cache, not its symbolic link
+    except OSError:  # another file system, or one without links: it is copied
+        return False
+    return True
+
+
+def _note(staging: Staging, name: str, end: int) -> None:
+    sync(staging.folder / name)
+    staging.record_part(name, end)
 
 
 def _finish(staging: Staging, name: str) -> None:

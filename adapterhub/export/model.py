@@ -55,6 +55,10 @@ def export_model(
     to: Path,
     *,
     dtype: str | None = None,
+    base_precision: str | None = None,
+    max_shard_size: int | None = None,
+    link: bool = False,
+    resume: bool = False,
     recorded: BaseFingerprint | None = None,
     record: Record | None = None,
     certificate: bool = True,
@@ -62,22 +66,31 @@ def export_model(
 ) -> ExportResult:
     """Merge the adapter in the folder ``adapter`` into ``base`` and write the model to the new folder ``to``.
 
-    ``dtype``: ``float32``, ``float16`` or ``bfloat16``; left out, every tensor keeps its own. ``recorded`` is the
+    ``dtype``, ``base_precision``, ``max_shard_size``: as `plan_export`. ``link``: weight files in which nothing changes
+    become hard links to the base's. ``resume`` goes on with what a killed export to ``to`` left. ``recorded`` is the
     fingerprint of the base that the adapter was trained on (left out, that of ``record``); a base that is another is
     refused. ``record`` goes into the model card and the certificate. ``progress`` is called with bytes done and in all,
     each byte counted twice where it is merged and then checked.
 
     The model is checked before it gets its name: what is not proven equal is not exported. On any error nothing is
-    left; a killed export leaves a hidden folder beside ``to``, which the next export to ``to`` takes over.
+    left; a killed export leaves a hidden folder beside ``to``, which the next export to ``to`` goes on with or deletes.
 
     Raises:
         AdapterError, Unsupported, BaseMismatch, AlreadyExists, StorageError, UsageError: as `plan_export`.
-        Conflict: another export to ``to`` is under way.
+        Conflict: another export to ``to`` is under way, or what is to be resumed is another export.
         IntegrityError: the result failed its check.
     """
     started = time.perf_counter()
     recorded = recorded or (record.manifest.base if record else None)
-    plan = plan_export(adapter, base, to.expanduser().absolute(), dtype=dtype, recorded=recorded)
+    plan = plan_export(
+        adapter,
+        base,
+        to.expanduser().absolute(),
+        dtype=dtype,
+        base_precision=base_precision,
+        max_shard_size=max_shard_size,
+        recorded=recorded,
+    )
     scanned = _scan(plan)
     checked, checking = None, 0.0
 
@@ -85,8 +98,8 @@ def export_model(
         if progress:
             progress(done, plan.bytes_written * (2 if certificate else 1))
 
-    with staged(plan.to, key=_key(plan, scanned)) as staging:
-        merge(plan, staging, progress=tell)
+    with staged(plan.to, key=_key(plan, scanned), resume=resume) as staging:
+        merge(plan, staging, link=link, progress=tell)
         write_sidecars(plan, staging.folder)
         card = model_card(plan, record, weights_sha256=scanned.sha256)
         (staging.folder / "README.md").write_text(card, encoding="utf-8")
@@ -120,13 +133,13 @@ def _scan(plan: Plan) -> Scan:
 
 
 def _key(plan: Plan, scanned: Scan) -> str:
-    """What the weights in a staging folder are made from: files of the same key can be taken over."""
-    stats = [(file.source, file.source.stat()) for file in plan.files]
+    """What the weights in a staging folder are made from: files of the same key can be gone on with."""
+    stats = [(file, file.stat()) for file in plan.base.weight_files]
     made_from = {
         "base": [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
         "adapter": scanned.sha256,
         "config": dict(plan.adapter.config),
-        "dtype": plan.dtype,
+        "files": {file.name: hashlib.sha256(file.header).hexdigest() for file in plan.files},  # dtypes, shards
         "adapterhub": adapterhub.__version__,
     }
     return hashlib.sha256(canonical_json(made_from)).hexdigest()
@@ -142,6 +155,7 @@ def _write_certificate(plan: Plan, checked: Certificate, folder: Path, *, record
             "weights_sha256": scanned.sha256,
         },
         "base": to_plain(plan.base.fingerprint),
+        "base_precision": plan.base_precision,
         "dtype": plan.dtype,
         **checked.to_json(),
         "files": proof.hash_files(folder),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,10 +17,14 @@ from typing import Any
 from adapterhub import peftdir
 from adapterhub.base import BaseModel
 from adapterhub.errors import AlreadyExists, BaseMismatch, MissingDependency, StorageError, Unsupported, UsageError
-from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, Delta, FilePlan, Operation, lay_out
+from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, Delta, FilePlan, Operation, lay_out, spread
+from adapterhub.export.packing import Stored, check_quantisation, stored
 from adapterhub.export.parallel import workers
+from adapterhub.export.staging import left_behind
 from adapterhub.manifest import BaseFingerprint
 from adapterhub.peftdir import Factor, PeftDir
+
+PRECISIONS = ("original", "dequantized")
 
 _SIDECARS = 64 * 2**20  # bytes allowed for tokenizer, configs and journal
 _LIBRARIES = 160 * 2**20  # bytes, measured with the certificate
@@ -37,6 +41,7 @@ class Plan:
     to: Path
     dtype: str | None  # "float32" …; None: each tensor keeps its own
     files: tuple[FilePlan, ...]
+    base_precision: str = "original"  # or "dequantized": what a quantised base stands for
     note: str = ""  # what a person should know: the adapter was trained on the base in another dtype
 
     @property
@@ -49,7 +54,7 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        return sum(file.source.stat().st_size for file in self.files)
+        return sum(file.stat().st_size for file in self.base.weight_files)
 
     @property
     def bytes_written(self) -> int:
@@ -70,15 +75,22 @@ class Plan:
 
     @property
     def free(self) -> int:
-        """Bytes free where the model will be written."""
-        return shutil.disk_usage(_existing(self.to.parent)).free
+        """Bytes free where the model will be written; what a killed export to the same place left counts as free."""
+        return shutil.disk_usage(_existing(self.to.parent)).free + left_behind(self.to)
+
+    @property
+    def disk(self) -> int:
+        """Bytes of disk that it may take: weights, and what stands beside them. With reflinks it takes less."""
+        return self.bytes_written + _SIDECARS
 
     def to_json(self) -> dict[str, Any]:
         """What `ah export --plan --json` prints; sizes in bytes."""
         return {
             "to": str(self.to),
             "base": self.base.name,
+            "base_precision": self.base_precision,
             "dtype": self.dtype or "as the base",
+            "files": len(self.files),
             "tensors": {
                 "merged": len(self.merged),
                 "cast": sum(not op.kept and op.delta is None for op in self.operations),
@@ -88,18 +100,28 @@ class Plan:
             "bytes_written": self.bytes_written,
             "bytes_merged": self.bytes_merged,
             "memory": self.memory,
+            "disk": self.disk,
             "disk_free": self.free,
             "note": self.note,
         }
 
 
 def plan_export(
-    adapter: Path, base: BaseModel, to: Path, *, dtype: str | None = None, recorded: BaseFingerprint | None = None
+    adapter: Path,
+    base: BaseModel,
+    to: Path,
+    *,
+    dtype: str | None = None,
+    base_precision: str | None = None,
+    max_shard_size: int | None = None,
+    recorded: BaseFingerprint | None = None,
 ) -> Plan:
     """Plan the export of base + adapter to the new folder ``to``. Writes nothing.
 
-    ``dtype`` is ``float32``, ``float16`` or ``bfloat16``; left out, every tensor keeps its own. ``recorded`` is the
-    fingerprint of the base that the adapter was trained on; where there is one, ``base`` must be that model.
+    ``dtype`` is ``float32``, ``float16`` or ``bfloat16``; left out, every tensor keeps its own. ``base_precision`` is
+    ``original`` or ``dequantized``: what the adapter is merged into where the base is quantised. ``max_shard_size``, in
+    bytes, spreads the weights anew; left out, the base's files stay. ``recorded`` is the fingerprint of the base that
+    the adapter was trained on; where there is one, ``base`` must be that model.
 
     Raises:
         AdapterError: the adapter directory is broken.
@@ -117,26 +139,35 @@ def plan_export(
     _check_target(to)
     read = peftdir.read(adapter)
     _check_adapter(read)
-    _check_base(base)
+    _check_base(base, base_precision)
     note = base.check(recorded, what=str(adapter)) if recorded else ""
-    deltas = map_factors(read, base)
-    files = _files(base, deltas, DTYPES[dtype] if dtype else None)
-    plan = Plan(adapter=read, base=base, to=to, dtype=dtype, files=files, note=note)
+    weights = stored(base)
+    deltas = map_factors(read, base, weights)
+    operations = _operations(base, weights, deltas, DTYPES[dtype] if dtype else None)
+    plan = Plan(
+        adapter=read,
+        base=base,
+        to=to,
+        dtype=dtype,
+        files=_files(base, spread(operations, max_shard_size) if max_shard_size else operations),
+        base_precision="dequantized" if any(op.packing for op in operations) else "original",
+        note=note,
+    )
     _check_disk(plan)
     return plan
 
 
-def map_factors(adapter: PeftDir, base: BaseModel) -> dict[str, Delta]:
+def map_factors(adapter: PeftDir, base: BaseModel, weights: Mapping[str, Stored]) -> dict[str, Delta]:
     """Every factor's checkpoint tensor. Raises BaseMismatch, Unsupported."""
     deltas: dict[str, Delta] = {}
     for factor in adapter.factors:
-        name = _tensor_name(factor, base)
+        name = _tensor_name(factor, base, weights)
         if name in deltas:
             raise BaseMismatch(
                 f"{adapter.path} does not match the base {base.name}",
                 why=f"{deltas[name].factor.module} and {factor.module} would both change {name}",
             )
-        deltas[name] = _delta(factor, name, base, adapter)
+        deltas[name] = _delta(factor, weights[name], base, adapter)
     return deltas
 
 
@@ -178,15 +209,10 @@ def _check_adapter(adapter: PeftDir) -> None:
         )
 
 
-def _check_base(base: BaseModel) -> None:
-    quantised = base.config.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
-        raise Unsupported(
-            f"the base {base.name} is quantised ({method})",
-            why="a float32 sum cannot be rounded back into quantised weights without loss",
-            hint="name the original, unquantised model with --base",
-        )
+def _check_base(base: BaseModel, precision: str | None) -> None:
+    if precision not in {None, *PRECISIONS}:
+        raise UsageError(f"{precision!a} is not a precision of the base", hint=f"choose one of {', '.join(PRECISIONS)}")
+    check_quantisation(base, precision)
     lost = sorted((base.weight_map or {}).keys() - base.tensors.keys())
     if lost:
         raise StorageError(
@@ -196,10 +222,10 @@ def _check_base(base: BaseModel) -> None:
         )
 
 
-def _tensor_name(factor: Factor, base: BaseModel) -> str:
+def _tensor_name(factor: Factor, base: BaseModel, weights: Mapping[str, Stored]) -> str:
     """A module's weight in the checkpoint; some are saved without their first part: ``transformer.h.0`` as ``h.0``."""
     for name in (f"{factor.module}.weight", f"{factor.module.partition('.')[2]}.weight"):
-        if name in base.tensors:
+        if name in weights:
             return name
     if factor.module.rsplit(".", 1)[-1] in _HEADS and _tied(base.config):
         raise _tied_head(factor.module, base)
@@ -210,8 +236,8 @@ def _tensor_name(factor: Factor, base: BaseModel) -> str:
     )
 
 
-def _delta(factor: Factor, name: str, base: BaseModel, adapter: PeftDir) -> Delta:
-    weight = base.tensors[name][1]
+def _delta(factor: Factor, stored_weight: Stored, base: BaseModel, adapter: PeftDir) -> Delta:
+    weight = stored_weight.tensor
     made = (factor.b.shape[0], factor.a.shape[1])
     transposed = base.config.get("model_type") in _CONV1D and weight.shape == made[::-1]
     if len(factor.a.shape) != 2 or len(factor.b.shape) != 2:
@@ -222,10 +248,10 @@ def _delta(factor: Factor, name: str, base: BaseModel, adapter: PeftDir) -> Delt
             why=f"{factor.module} is {list(weight.shape)} there, the adapter makes {list(made)}",
             hint="name the base that it was trained on with --base",
         )
-    if weight.dtype not in WIDTH:
+    if weight.dtype not in WIDTH and not stored_weight.packing:
         raise Unsupported(
             f"the base {base.name} cannot be merged into",
-            why=f"{name} is stored as {weight.dtype}",
+            why=f"{weight.name} is stored as {weight.dtype}",
             hint=f"name a copy of it in {', '.join(DTYPES)} with --base",
         )
     if factor.module.rsplit(".", 1)[-1] in _HEADS and _tied(base.config):
@@ -248,19 +274,42 @@ def _tied_head(module: str, base: BaseModel) -> Unsupported:
     )
 
 
-def _files(base: BaseModel, deltas: Mapping[str, Delta], dtype: str | None) -> tuple[FilePlan, ...]:
+def _operations(
+    base: BaseModel, weights: Mapping[str, Stored], deltas: Mapping[str, Delta], dtype: str | None
+) -> tuple[Operation, ...]:
+    """What happens to each tensor of the checkpoint, in its order. ``dtype`` is safetensors' name."""
+    usual = DTYPES.get(str(base.config.get("dtype") or base.config.get("torch_dtype")), "BF16")
+
+    def new_dtype(weight: Stored) -> str:
+        if weight.packing:
+            return dtype or usual
+        return dtype if dtype and weight.tensor.dtype in WIDTH else weight.tensor.dtype
+
+    return tuple(
+        Operation(
+            source=weight.tensor,
+            file=weight.file,
+            home=weight.file.name,
+            dtype=new_dtype(weight),
+            delta=deltas.get(name),
+            packing=weight.packing,
+        )
+        for name, weight in weights.items()
+    )
+
+
+def _files(base: BaseModel, operations: Sequence[Operation]) -> tuple[FilePlan, ...]:
     try:
-        return tuple(lay_out(file, peftdir.read_header(file), deltas, dtype) for file in base.weight_files)
+        return lay_out(operations, {file.name: file for file in base.weight_files})
     except OSError as error:
         raise StorageError(f"the base {base.name} cannot be read", why=str(error)) from error
 
 
 def _check_disk(plan: Plan) -> None:
-    needed = plan.bytes_written + _SIDECARS
-    if plan.free < needed:
+    if plan.free < plan.disk:
         raise StorageError(
             f"not enough disk for {plan.to}",
-            why=f"it takes {needed / 1e9:.1f} GB, {plan.free / 1e9:.1f} GB are free",
+            why=f"it takes {plan.disk / 1e9:.1f} GB, {plan.free / 1e9:.1f} GB are free",
             hint="make room, or name a folder on another disk with --to",
         )
 

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from adapterhub.base import INDEX
+from adapterhub.base import INDEX, SINGLE
 from adapterhub.errors import StorageError
 from adapterhub.export.plan import Plan
 
@@ -56,10 +56,20 @@ def _belongs(path: Path) -> bool:
 
 def _write_config(plan: Plan, folder: Path) -> None:
     source = plan.base.path / "config.json"
-    if plan.dtype is None:
+    if plan.dtype is None and plan.base_precision == "original":
         shutil.copyfile(source, folder / "config.json")
-    else:
-        _write(folder / "config.json", with_dtype(plan.base.config, plan.dtype))
+        return
+    config = plan.base.config if plan.base_precision == "original" else unquantised(plan.base.config)
+    _write(folder / "config.json", with_dtype(config, plan.dtype) if plan.dtype else config)
+
+
+def unquantised(config: dict[str, Any]) -> dict[str, Any]:
+    """The config, its inner ones included, of a model whose weights are no longer quantised."""
+    return {
+        key: unquantised(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "quantization_config"
+    }
 
 
 def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -73,11 +83,12 @@ def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def _write_index(plan: Plan, folder: Path) -> None:
-    source = plan.base.path / INDEX
-    if plan.base.weight_map is not None:
-        index = _read(source)
-        index["metadata"] = {**index.get("metadata", {}), "total_size": sum(op.size for op in plan.operations)}
-        _write(folder / INDEX, index)
+    if len(plan.files) == 1 and plan.files[0].name == SINGLE:
+        return
+    old = _read(plan.base.path / INDEX) if plan.base.weight_map is not None else {}
+    metadata = {**old.get("metadata", {}), "total_size": sum(op.size for op in plan.operations)}
+    weight_map = {op.source.name: file.name for file in plan.files for op in file.operations}
+    _write(folder / INDEX, {**old, "metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
 
 
 def _end_where_training_ended(adapter: Path, folder: Path) -> None:

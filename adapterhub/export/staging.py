@@ -1,11 +1,11 @@
 """Where a model is made before it has its name: a folder beside the target, renamed when all in it is durable.
 
     .support-merged.exporting/       locked by the export that works in it
-        .journal                     what it is made from; each file that is finished
+        .journal                     what it is made from; how far each file is whole and durable
         model-00001-of-00002.safetensors …
 
-A killed export leaves this folder and nothing else. The next export to the same target takes it over: finished files
-are kept where the journal says that they come from the same base, adapter and options, everything else is deleted.
+A killed export leaves this folder and nothing else. The next export to the same target takes it over: told to resume,
+it keeps what the journal says is durable and comes from the same base, adapter and options; else it begins anew.
 """
 
 from __future__ import annotations
@@ -27,16 +27,24 @@ _JOURNAL = ".journal"
 
 @dataclass
 class Staging:
-    """A folder in which a model is made. ``finished`` are the names of weight files that are whole and durable."""
+    """A folder in which a model is made."""
 
     folder: Path
     to: Path
-    finished: set[str] = field(default_factory=set)
+    finished: set[str] = field(default_factory=set)  # names of weight files that are whole and durable
+    partial: dict[str, int] = field(default_factory=dict)  # of others, how many bytes from the start are
 
     def record(self, name: str) -> None:
         """Note that a file is whole and durable, durably."""
+        self._append({"finished": name})
+
+    def record_part(self, name: str, end: int) -> None:
+        """Note that the first ``end`` bytes of a file are whole and durable, durably."""
+        self._append({"partial": name, "end": end})
+
+    def _append(self, line: dict[str, str | int]) -> None:
         with (self.folder / _JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps({"finished": name}) + "\n")
+            journal.write(json.dumps(line) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
 
@@ -53,23 +61,33 @@ class Staging:
         sync(self.to.parent)
 
 
+def left_behind(to: Path) -> int:
+    """Bytes on disk of what a killed export to ``to`` left: they are used again, or freed."""
+    try:
+        return sum(path.stat().st_blocks * 512 for path in _folder(to).iterdir())
+    except OSError:
+        return 0
+
+
 @contextmanager
-def staged(to: Path, *, key: str) -> Iterator[Staging]:
-    """The staging folder of a target, locked. ``key`` tells what the model is made from.
+def staged(to: Path, *, key: str, resume: bool = False) -> Iterator[Staging]:
+    """The staging folder of a target, locked. ``key`` tells what the model is made from; ``resume`` keeps what a killed
+    export left.
 
     Left with an error of ours or of the disk, the folder is deleted; left by a signal, it stays for the next export.
 
     Raises:
-        Conflict: another export to the same target is under way.
+        Conflict: another export to the same target is under way, or what is to be resumed is another export.
         StorageError: the disk is full, or the folder cannot be written.
     """
-    folder = to.parent / f".{to.name}.exporting"
+    folder = _folder(to)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
         with _locked(folder):
+            staging = _take_over(Staging(folder, to), key, resume=resume)
             try:
-                yield Staging(folder, to, _take_over(folder, key))
+                yield staging
             except (AdapterHubError, OSError, MemoryError):
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -81,24 +99,55 @@ def staged(to: Path, *, key: str) -> Iterator[Staging]:
         ) from error
 
 
-def _take_over(folder: Path, key: str) -> set[str]:
-    """Names of finished files; everything else in the folder is deleted, and the journal is begun anew."""
-    finished = _read_journal(folder / _JOURNAL, key) & {path.name for path in folder.iterdir()}
+def _folder(to: Path) -> Path:
+    return to.parent / f".{to.name}.exporting"
+
+
+def _take_over(staging: Staging, key: str, *, resume: bool) -> Staging:
+    """Keep what can be gone on with; everything else in the folder is deleted, and the journal is begun anew."""
+    folder = staging.folder
+    if resume:
+        _read_journal(staging, key)
     for path in folder.iterdir():
-        if path.name not in finished:
+        if path.name not in staging.finished | staging.partial.keys():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    lines = [{"key": key}, *({"finished": name} for name in sorted(finished))]
-    (folder / _JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return finished
+    lines: list[dict[str, str | int]] = [{"key": key}]
+    lines += [{"finished": name} for name in sorted(staging.finished)]
+    lines += [{"partial": name, "end": end} for name, end in sorted(staging.partial.items())]
+    _replace(folder / _JOURNAL, "".join(json.dumps(line) + "\n" for line in lines))
+    return staging
 
 
-def _read_journal(path: Path, key: str) -> set[str]:
-    if not path.is_file():
-        return set()
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what a kill cut off has no line end
-    if not lines or lines[0] != json.dumps({"key": key}):
-        return set()
-    return {json.loads(line)["finished"] for line in lines[1:]}
+def _read_journal(staging: Staging, key: str) -> None:
+    path = staging.folder / _JOURNAL
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []  # the last may be cut off
+    if not lines:
+        return
+    if json.loads(lines[0]) != {"key": key}:
+        raise Conflict(
+            f"{staging.folder} holds another export",
+            why="it has another base, adapter or options than this one",
+            hint="give the options that it was begun with, or leave out --resume to begin anew",
+        )
+    there = {entry.name for entry in staging.folder.iterdir()}
+    for entry in map(json.loads, lines[1:]):
+        if entry.get("finished") in there:
+            staging.finished.add(entry["finished"])
+        elif entry.get("partial") in there:
+            staging.partial[entry["partial"]] = entry["end"]
+    for name in staging.finished:
+        staging.partial.pop(name, None)
+
+
+def _replace(path: Path, text: str) -> None:
+    """At once and durably: a kill leaves the old file or the new one."""
+    beside = path.with_suffix(".new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync(path.parent)
 
 
 @contextmanager

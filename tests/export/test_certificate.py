@@ -71,7 +71,7 @@ def test_a_wrong_value_in_a_sampled_row(where: str, made: Made) -> None:
 def test_a_tensor_that_was_not_merged(made: Made, base_factory: Any) -> None:
     plan, folder = made
     operation = next(op for op in plan.merged if op.source.name.endswith("layers.0.mlp.up_proj.weight"))
-    original = load_file(plan.files[0].source) | load_file(plan.files[1].source)
+    original = load_file(plan.files[0].operations[0].file) | load_file(plan.files[1].operations[0].file)
     file, tensor = tensor_in(folder, operation.source.name)
     dtype = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}[tensor.dtype]
     unmerged = original[operation.source.name].to(dtype)
@@ -87,7 +87,7 @@ def test_a_tensor_that_was_not_merged(made: Made, base_factory: Any) -> None:
 def test_the_norm_alone_sees_what_no_sampled_row_shows(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, folder = made
     file, tensor = tensor_in(folder, "model.layers.0.mlp.gate_proj.weight")
-    original = load_file(next(f.source for f in plan.files if f.name == file.name))[tensor.name]
+    original = load_file(next(f.operations[0].file for f in plan.files if f.name == file.name))[tensor.name]
     rows = load_file(file)[tensor.name]
     rows[1:-1] = original[1:-1].to(rows.dtype)
     patch(file, tensor.start, rows.contiguous().view(torch.uint8).numpy().tobytes())

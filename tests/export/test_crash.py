@@ -23,7 +23,7 @@ def test_killed_at_any_moment(big_base: Any, big_adapter: Path, read_folder: Any
     to = tmp_path / "out"
 
     def start(target: Path) -> Any:
-        child = processes.Process(target=export_model, args=(big_adapter, big_base, target))
+        child = processes.Process(target=export_model, args=(big_adapter, big_base, target), kwargs={"resume": True})
         child.start()
         return child
 
@@ -47,7 +47,7 @@ def test_killed_at_any_moment(big_base: Any, big_adapter: Path, read_folder: Any
             to.rename(tmp_path / f"whole-{completed}")
     assert killed >= 3
 
-    export_model(big_adapter, big_base, to)
+    export_model(big_adapter, big_base, to, resume=True)
 
     assert read_folder(to) == wanted
     assert not (tmp_path / ".out.exporting").exists()

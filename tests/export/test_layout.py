@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from adapterhub.export.layout import DTYPES, WIDTH, Copy, Delta, blocks, lay_out
+from adapterhub.export.layout import DTYPES, WIDTH, Copy, Delta, Operation, blocks, lay_out, spread
 from adapterhub.peftdir import Factor, Tensor, read_header
 
 NUMBERS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
@@ -37,7 +38,7 @@ def test_every_byte_is_written_exactly_once(
         }
         save_file(made, file, metadata={"format": "pt"})
         deltas = {f"t{i}.weight": DELTA for i, (d, _, _, merged) in enumerate(tensors) if merged and d in WIDTH}
-        plan = lay_out(file, read_header(file), deltas, dtype)
+        (plan,) = lay_out(operations(file, deltas, dtype), {file.name: file})
     cloned = cloned and plan.same_layout
     written = [0] * plan.size
     for block in blocks(plan, cloned=cloned, size=size):
@@ -62,7 +63,8 @@ def test_every_byte_is_written_exactly_once(
 def test_a_new_header_is_one_that_safetensors_reads(tmp_path: Path) -> None:
     made = {"a.weight": torch.ones(3, 5), "b.weight": torch.ones(7, dtype=torch.float16), "c": torch.arange(3)}
     save_file(made, tmp_path / "old.safetensors", metadata={"format": "pt", "note": "ü"})
-    plan = lay_out(tmp_path / "old.safetensors", read_header(tmp_path / "old.safetensors"), {}, "BF16")
+    old = tmp_path / "old.safetensors"
+    (plan,) = lay_out(operations(old, {}, "BF16"), {old.name: old})
 
     (tmp_path / "new.safetensors").write_bytes(plan.header + bytes(plan.size - len(plan.header)))
 
@@ -74,6 +76,28 @@ def test_a_new_header_is_one_that_safetensors_reads(tmp_path: Path) -> None:
     }
     assert "ü".encode() in plan.header
     assert len(plan.header) % 8 == 0
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12), largest=st.integers(1, 120))
+def test_no_shard_is_too_large_and_no_tensor_is_lost(sizes: list[int], largest: int) -> None:
+    tensors = [Tensor(f"t{i}", "F32", (n,), 0, 4 * n) for i, n in enumerate(sizes)]
+    before = [Operation(t, Path("model.safetensors"), "model.safetensors", "F32") for t in tensors]
+    after = spread(before, largest)
+    assert [op.source for op in after] == tensors
+    homes: dict[str, list[int]] = {}
+    for op in after:
+        homes.setdefault(op.home, []).append(op.size)
+    assert all(sum(home) <= largest or len(home) == 1 for home in homes.values())
+    assert list(homes) == sorted(homes)
+    assert (len(homes) == 1) == ("model.safetensors" in homes)
+    assert all(sum(a) + b[0] > largest for a, b in itertools.pairwise(homes.values()))  # none is needlessly small
+
+
+def operations(file: Path, deltas: dict[str, Delta], dtype: str | None) -> list[Operation]:
+    return [
+        Operation(t, file, file.name, dtype if dtype and t.dtype in WIDTH else t.dtype, delta=deltas.get(t.name))
+        for t in read_header(file)
+    ]
 
 
 _HALF = Tensor("", "F32", (1, 1), 0, 4)

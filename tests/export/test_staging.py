@@ -44,19 +44,49 @@ def leave_behind(to: Path, *, key: str) -> None:
 def test_finished_files_of_the_same_export_are_kept(tmp_path: Path) -> None:
     leave_behind(tmp_path / "model", key="same")
     assert [p.name for p in tmp_path.iterdir()] == [".model.exporting"]
-    with staged(tmp_path / "model", key="same") as staging:
+    with staged(tmp_path / "model", key="same", resume=True) as staging:
         assert staging.finished == {"done.safetensors"}
         assert {p.name for p in staging.folder.iterdir()} == {"done.safetensors", ".journal"}
         staging.commit()
     assert (tmp_path / "model" / "done.safetensors").read_bytes() == b"whole"
 
 
-def test_nothing_of_another_export_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["one", "another"])
+def test_without_resume_nothing_is_kept(key: str, tmp_path: Path) -> None:
     leave_behind(tmp_path / "model", key="one")
-    with staged(tmp_path / "model", key="another") as staging:
+    with staged(tmp_path / "model", key=key) as staging:
         assert staging.finished == set()
         assert {p.name for p in staging.folder.iterdir()} == {".journal"}
         staging.commit()
+
+
+def test_another_export_is_not_resumed_and_not_lost(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "model", key="one")
+    before = sorted((tmp_path / ".model.exporting").iterdir())
+    with pytest.raises(Conflict, match="another export"), staged(tmp_path / "model", key="another", resume=True):
+        pass
+    assert sorted((tmp_path / ".model.exporting").iterdir()) == before
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with staged(tmp_path / "model", key="k", resume=True) as staging:
+        assert (staging.finished, staging.partial) == (set(), {})
+        staging.commit()
+
+
+def test_a_file_is_gone_on_with_where_it_is_durable(tmp_path: Path) -> None:
+    to = tmp_path / "model"
+    with pytest.raises(Killed), staged(to, key="k") as staging:
+        for name in ("a.safetensors", "b.safetensors"):
+            (staging.folder / name).write_bytes(b"0123456789")
+            staging.record_part(name, 4)
+        staging.record_part("a.safetensors", 8)
+        staging.record("b.safetensors")
+        raise Killed
+    for _ in range(2):  # and again, when the one that resumed was killed at once
+        with pytest.raises(Killed), staged(to, key="k", resume=True) as staging:
+            assert (staging.finished, staging.partial) == ({"b.safetensors"}, {"a.safetensors": 8})
+            raise Killed
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 7))
@@ -64,7 +94,7 @@ def test_a_journal_cut_anywhere(cut: int, tmp_path: Path) -> None:
     leave_behind(tmp_path / "model", key="k")
     journal = tmp_path / ".model.exporting" / ".journal"
     os.truncate(journal, min(cut, journal.stat().st_size))
-    with staged(tmp_path / "model", key="k") as staging:
+    with staged(tmp_path / "model", key="k", resume=True) as staging:
         assert staging.finished <= {"done.safetensors"}
         staging.commit()
 
@@ -131,7 +161,7 @@ def test_an_interrupted_export_goes_on(big_base: Any, big_adapter: Path, read_fo
     assert (tmp_path / ".out.exporting").is_dir()
 
     seen: list[int] = []
-    export_model(big_adapter, big_base, tmp_path / "out", progress=lambda done, _: seen.append(done))
+    export_model(big_adapter, big_base, tmp_path / "out", resume=True, progress=lambda done, _: seen.append(done))
 
     shard = big_base.weight_files[0].stat().st_size
     assert seen[:2] == [shard, 2 * shard]  # the finished files were not made again, block by block
