@@ -10,7 +10,6 @@ Only `base.Registry` is used, so it works for every kind of registry.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -55,17 +54,17 @@ def fsck(
     registry: Registry,
     names: Iterable[AdapterName] | None = None,
     *,
-    threads: int | None = None,
+    threads: int = 8,
     progress: Progress | None = None,
 ) -> Report:
     """Check these adapters, or all. Raises NotFound for an adapter that is not there, StorageError."""
     report = Report()
-    with ThreadPoolExecutor(threads or max(2, os.cpu_count() or 1), thread_name_prefix="fsck") as pool:
-        blobs = _Blobs(registry, pool, progress)
+    with ThreadPoolExecutor(threads, thread_name_prefix="fsck") as pool:
+        work = _Work(registry, pool, progress)
         for name in names if names is not None else _all(registry):
             report.adapters += 1
-            _check_adapter(registry, name, report, blobs)
-        blobs.finish(report)
+            _check_adapter(registry, name, report, work)
+        work.finish(report)
     report.problems.sort(key=lambda problem: problem.where)
     return report
 
@@ -75,13 +74,13 @@ def _all(registry: Registry) -> Iterator[AdapterName]:
         yield from registry.adapters(tenant)
 
 
-def _check_adapter(registry: Registry, name: AdapterName, report: Report, blobs: _Blobs) -> None:
+def _check_adapter(registry: Registry, name: AdapterName, report: Report, work: _Work) -> None:
     versions = _versions(registry, name, report)
     report.versions += len(versions)
     for version in versions.values():
         if version.status != "deleted":  # its bytes may be gone
-            blobs.check(version.record)
-        _check_version(registry, version.record, report)
+            work.hash_files(version.record)
+        work.also(_check_version, registry, version.record, report)
     _check_digests(registry, versions.values(), report)
     _check_channels(registry, name, versions, report)
 
@@ -170,16 +169,20 @@ def _upgrade(error: AdapterHubError) -> str:
     return f"`{error.hint}`" if isinstance(error, Unsupported) else ""
 
 
-class _Blobs:
-    """Files that are being hashed, each content once a tenant."""
+class _Work:
+    """What other threads do meanwhile: files are hashed, each content once a tenant, and logs are read."""
 
     def __init__(self, registry: Registry, pool: ThreadPoolExecutor, progress: Progress | None) -> None:
         self._registry = registry
         self._pool = pool
         self._progress = progress
         self._running: dict[tuple[str, str], tuple[Future[None], list[str], int]] = {}
+        self._others: list[Future[None]] = []
 
-    def check(self, record: Record) -> None:
+    def also(self, check: Callable[..., None], *arguments: object) -> None:
+        self._others.append(self._pool.submit(check, *arguments))
+
+    def hash_files(self, record: Record) -> None:
         for file in record.manifest.files:
             where = f"{record.ref} {file.path}"
             key = (record.name.tenant, file.sha256)
@@ -196,6 +199,8 @@ class _Blobs:
 
     def finish(self, report: Report) -> None:
         """Wait for all. Raises StorageError where the registry went away."""
+        for other in self._others:
+            other.result()
         for future, places, size in self._running.values():
             report.files += 1
             report.size += size

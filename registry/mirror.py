@@ -9,12 +9,15 @@ there, or moved a mirrored channel, the adapter is refused whole, before anythin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
 
 from adapterhub.errors import Conflict, Gone, NotFound
 from adapterhub.refs import AdapterName
 from adapterhub.registry.base import ChannelMove, Progress, Registry, Version
 from adapterhub.registry.copying import Files, land, original
+
+_THREADS = 8  # adapters at once
 
 Done = Callable[[Version], None]  # told each version that was sent
 
@@ -30,6 +33,9 @@ class Report:
     signatures: int = 0
     notes: list[str] = field(default_factory=list)  # what could not be the same there, and why
     refused: list[str] = field(default_factory=list)  # adapters whose target has diverged, and why
+
+    def __add__(self, other: Report) -> Report:
+        return Report(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def changed(self) -> int:
@@ -49,17 +55,23 @@ def mirror(
 
     Raises NotFound for a tenant that the source does not have, StorageError, IntegrityError.
     """
-    report = Report()
     known = source.tenants()
-    for tenant in known if tenants is None else tenants:
+    wanted = known if tenants is None else list(tenants)
+    for tenant in wanted:
         if tenant not in known:
             raise NotFound(f"there is no tenant {tenant!r} in {source.url}", hint="ah ls")
-        for name in source.adapters(tenant):
-            try:
-                _Adapter(source, target, name, report).bring(files, done, progress)
-            except Conflict as error:
-                report.refused.append(f"{name}: {error}")
-    return report
+
+    def bring(name: AdapterName) -> Report:
+        report = Report()
+        try:
+            _Adapter(source, target, name, report).bring(files, done, progress)
+        except Conflict as error:
+            report.refused.append(f"{name}: {error}")
+        return report
+
+    names = [name for tenant in wanted for name in source.adapters(tenant)]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="mirror") as pool:
+        return sum(pool.map(bring, names), Report())
 
 
 class _Adapter:

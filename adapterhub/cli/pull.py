@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, SignedByOption, print_json
+from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, SignedByOption, bytes_shown, print_json
 from adapterhub.errors import Unsupported, UsageError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterRef
@@ -41,9 +41,11 @@ def pull(
         folder = _merge(cache, version.record, to=to, base=base or settings.base)
     elif to is not None:
         folder = to.expanduser().absolute()
-        fetch_folder(registry, version.record, folder, signers=signers)
+        with bytes_shown("pulling", quiet=as_json) as progress:
+            fetch_folder(registry, version.record, folder, signers=signers, progress=progress)
     else:
-        folder = cache.fetch(version.record)
+        with bytes_shown("pulling", quiet=as_json) as progress:
+            folder = cache.fetch(version.record, progress=progress)
     if as_json:
         record = version.record
         print_json({"ref": str(record.ref), "digest": record.digest, "path": str(folder), "merged": merged})
