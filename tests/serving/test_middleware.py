@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from adapterhub.errors import IntegrityError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry
+from adapterhub.registry.signing import sign
 from adapterhub.serving import routes, tenancy
+from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.middleware import TenancyMiddleware
 from adapterhub.serving.replica import Replica
 
@@ -79,6 +82,25 @@ def client(inner: Inner) -> httpx.AsyncClient:
 
 async def chat(client: httpx.AsyncClient, model: object = "acme/support", **body: Any) -> httpx.Response:
     return await client.post(CHAT, json={"model": model, "messages": HELLO} | body)
+
+
+async def test_what_nobody_signed_is_refused_and_says_so(
+    config: ServeConfig, registry: Registry, engine: Any, publish: Publish, keys: dict[str, tuple[Path, Path]]
+) -> None:
+    config = replace(config, require_signed_by=(keys["ana"][1],))
+    replica = Replica(config, registry=registry, base=find_base(str(config.base)), engine=engine)
+    replica.not_ready = ""
+    inner = Inner(engine)
+    inner.app.state.adapterhub = replica
+    inner.app.add_middleware(TenancyMiddleware)
+    record = publish()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=inner.app), base_url="http://localhost") as client:
+        refused = await chat(client)
+        assert refused.status_code == 422
+        assert "is not signed with a key that is required here: nobody signed it" in refused.json()["error"]["message"]
+        assert str(keys["ana"][1]) not in refused.text
+        sign(registry, record, key=keys["ana"][0])
+        assert (await chat(client)).status_code == 200
 
 
 class Exchange:
