@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +23,9 @@ from adapterhub.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from adapterhub.export import ExportResult, Plan
+    from adapterhub.export.speed import Speed
+
+_SPEED = "export-speed.json"  # in the user's home folder of AdapterHub
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,27 @@ def export(
         str | None,
         typer.Option("--dtype", metavar="NAME", help="float32, float16 or bfloat16; default: as the base."),
     ] = None,
-    plan_only: Annotated[
-        bool, typer.Option("--plan", help="Print what would be done, with memory and disk, and exit.")
+    base_precision: Annotated[
+        str | None,
+        typer.Option(
+            "--base-precision",
+            metavar="NAME",
+            help="Of a quantised base: original (its weights before that) or dequantized (what it stands for).",
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(
+            "--max-shard-size", metavar="SIZE", help="Spread the weights anew: 5GB, 500MB; default: as the base."
+        ),
+    ] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard links to the base's files where nothing in them changes.")
     ] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Print what would be done, with time, memory and disk, and exit.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed export to the same folder.")] = False,
     certificate: Annotated[
         bool, typer.Option("--certificate/--no-certificate", help="Check the result and write export.json.")
     ] = True,
@@ -73,12 +95,22 @@ def export(
     source = find_source(what, settings, registry_url or settings.registry, signers=signers)
 
     from adapterhub.base import find_base
-    from adapterhub.export import export_model, plan_export
+    from adapterhub.export import export_model, last_speed, plan_export, remember
 
     model = find_base(name)
+    largest = parse_size(max_shard_size) if max_shard_size else None
     if plan_only:
-        plan = plan_export(source.path, model, to.expanduser().absolute(), dtype=dtype, recorded=source.recorded)
-        print_json(plan.to_json()) if as_json else _print_plan(plan)
+        plan = plan_export(
+            source.path,
+            model,
+            to.expanduser().absolute(),
+            dtype=dtype,
+            base_precision=base_precision,
+            max_shard_size=largest,
+            recorded=source.recorded,
+        )
+        data = _plan_data(plan, last_speed(settings.home / _SPEED), certificate=certificate)
+        print_json(data) if as_json else _print_plan(plan, data)
         return
     with _progress(quiet=as_json, certificate=certificate) as progress:
         result = export_model(
@@ -86,10 +118,21 @@ def export(
             model,
             to,
             dtype=dtype,
+            base_precision=base_precision,
+            max_shard_size=largest,
+            link=link,
+            resume=resume,
             recorded=source.recorded,
             record=source.record,
             certificate=certificate,
             progress=progress,
+        )
+    if not resume and not link:
+        remember(
+            settings.home / _SPEED,
+            size=result.bytes_written,
+            merge=result.merge_seconds,
+            certificate=result.certificate_seconds,
         )
     print_json(result.to_json()) if as_json else _print_result(result)
 
@@ -158,16 +201,33 @@ def _progress(*, quiet: bool, certificate: bool) -> Iterator[Callable[[int, int]
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _print_plan(plan: Plan) -> None:
-    data = plan.to_json()
+def parse_size(text: str) -> int:
+    """``5GB`` → bytes; decimal units, as transformers counts them. Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    if size < 1:
+        raise UsageError(f"{text!a} is not a size", hint="write --max-shard-size 5GB")
+    return size
+
+
+def _plan_data(plan: Plan, speed: Speed, *, certificate: bool) -> dict[str, Any]:
+    from adapterhub.export import seconds
+
+    told = {"seconds": round(seconds(plan, speed, certificate=certificate), 1), "speed": speed.told()}
+    return {**plan.to_json(), **told}
+
+
+def _print_plan(plan: Plan, data: dict[str, Any]) -> None:
     tensors = data["tensors"]
     typer.echo(f"model    {data['to']}")
-    typer.echo(f"base     {data['base']}, written {data['dtype']}")
+    precision = ", dequantised" if data["base_precision"] == "dequantized" else ""
+    typer.echo(f"base     {data['base']}{precision}, written {data['dtype']} in {data['files']} files")
     typer.echo(f"tensors  {tensors['merged']} merged, {tensors['cast']} cast, {tensors['kept']} kept")
     typer.echo(f"read     {_size(data['bytes_read'])}")
     typer.echo(f"write    {_size(data['bytes_written'])}, of which merged {_size(data['bytes_merged'])}")
     typer.echo(f"memory   up to {_size(data['memory'])} above Python and torch")
-    typer.echo(f"disk     {_size(data['disk_free'])} free")
+    typer.echo(f"disk     up to {_size(data['disk'])} of {_size(data['disk_free'])} free")
+    typer.echo(f"time     about {data['seconds']:.1f} s ({data['speed']})")
     if plan.note:
         typer.echo(f"note: {plan.note}", err=True)
 

@@ -23,5 +23,16 @@ from __future__ import annotations
 from adapterhub.export.certificate import Certificate, verify
 from adapterhub.export.model import ExportResult, export_model
 from adapterhub.export.plan import Plan, plan_export
+from adapterhub.export.speed import last_speed, remember, seconds
 
-__all__ = ["Certificate", "ExportResult", "Plan", "export_model", "plan_export", "verify"]
+__all__ = [
+    "Certificate",
+    "ExportResult",
+    "Plan",
+    "export_model",
+    "last_speed",
+    "plan_export",
+    "remember",
+    "seconds",
+    "verify",
+]

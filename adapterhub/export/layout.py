@@ -20,7 +20,7 @@ from adapterhub.peftdir import Factor, Tensor, read_header
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what can be merged and written
 WIDTH = {"F32": 4, "F16": 2, "BF16": 2}  # bytes
-BLOCK = 2**20  # elements read, computed and written at once: 2 to 4 MiB, which the caches hold
+BLOCK = 2**19  # elements read, computed and written at once: 1 to 2 MiB, which the caches hold
 
 
 @dataclass(frozen=True)

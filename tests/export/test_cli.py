@@ -54,8 +54,53 @@ def test_a_plan_writes_nothing(base_factory: Any, adapter_factory: Any, ah: Any,
     text, data = ah(*words), ah(*words, "--json")
     assert (text.code, data.code) == (0, 0)
     assert "14 merged" in text.out
-    assert json.loads(data.out)["tensors"]["merged"] == 14
+    told = json.loads(data.out)
+    assert told["tensors"]["merged"] == 14
+    assert told["seconds"] >= 0
+    assert "assumed" in told["speed"]
+    assert told["bytes_written"] < told["disk"] < told["disk_free"]
+    assert "time     about" in text.out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_smaller_shards(base_factory: Any, adapter_factory: Any, ah: Any, load_model: Any, tmp_path: Path) -> None:
+    base, adapter = base_factory(dtype="bfloat16"), adapter_factory(targets=["q_proj"])
+    words = ("export", adapter, "--base", base.path)
+    assert ah(*words, "--to", tmp_path / "one").code == 0
+    assert ah(*words, "--to", tmp_path / "many", "--max-shard-size", "20KB").code == 0
+    many = tmp_path / "many"
+    files = sorted(many.glob("*.safetensors"))
+    assert len(files) > 5
+    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((many / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: f.name for f in files for name in load_file(f)}
+    one, spread = load_model(tmp_path / "one"), load_model(many)
+    assert one.keys() == spread.keys()
+    assert all(one[name].equal(spread[name]) for name in one)
+    assert ah(*words, "--base", many, "--to", tmp_path / "back", "--max-shard-size", "5GB").code == 0
+    assert [f.name for f in (tmp_path / "back").glob("model*")] == ["model.safetensors"]
+    assert ah("verify", many).code == 0
+
+
+def test_links_where_nothing_changes(base_factory: Any, adapter_factory: Any, ah: Any, tmp_path: Path) -> None:
+    base, adapter = base_factory(shards=20), adapter_factory(targets=["q_proj"])
+    before = {f.name: f.read_bytes() for f in base.weight_files}
+    assert ah("export", adapter, "--base", base.path, "--to", tmp_path / "linked", "--link").code == 0
+    assert ah("export", adapter, "--base", base.path, "--to", tmp_path / "copied").code == 0
+    linked = {f.name for f in base.weight_files if f.samefile(tmp_path / "linked" / f.name)}
+    assert 0 < len(linked) < 20
+    for name, data in before.items():
+        assert (base.path / name).read_bytes() == data
+        assert (tmp_path / "linked" / name).read_bytes() == (tmp_path / "copied" / name).read_bytes()
+        assert not (base.path / name).samefile(tmp_path / "copied" / name)
+        assert (name in linked) == ((tmp_path / "linked" / name).read_bytes() == data)
+
+
+def test_resume_without_anything_left(base_factory: Any, adapter_factory: Any, ah: Any, tmp_path: Path) -> None:
+    words = ("export", adapter_factory(), "--base", base_factory().path, "--to", tmp_path / "out", "--resume")
+    assert ah(*words).code == 0
+    again = ah(*words)
+    assert (again.code, "exists" in again.err) == (2, True)
 
 
 def test_no_certificate(base_factory: Any, adapter_factory: Any, ah: Any, tmp_path: Path) -> None:
@@ -81,6 +126,10 @@ def test_no_certificate(base_factory: Any, adapter_factory: Any, ah: Any, tmp_pa
         (["acme/support", "--base", "{base}", "--to", "{base}"], "exists"),
         (["acme/support", "--base", "{base}", "--to", "{base}/config.json/out"], "cannot be written"),
         (["acme/support", "--base", "{base}", "--to", "{to}", "--dtype", "int4"], "int4"),
+        (["acme/support", "--base", "{base}", "--to", "{to}", "--max-shard-size", "many"], "not a size"),
+        (["acme/support", "--base", "{base}", "--to", "{to}", "--max-shard-size", "0GB"], "not a size"),
+        (["acme/support", "--base", "{base}", "--to", "{to}", "--base-precision", "nf4"], "nf4"),
+        (["acme/support", "--base", "{base}", "--to", "{to}", "--base-precision", "dequantized"], "not quantised"),
     ],
 )
 def test_wrong_turns(words: list[str], told: str, published: str, ah: Any, tmp_path: Path) -> None:
