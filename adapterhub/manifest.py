@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal
 
 from adapterhub.errors import IntegrityError, InvalidName, Unsupported
@@ -301,5 +302,10 @@ def from_plain(cls: Any, data: Json) -> Any:
 
     Raises TypeError where a field without a default is missing.
     """
-    known = {f.name for f in fields(cls)}
+    known = _names(cls)
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known})
+
+
+@cache
+def _names(cls: Any) -> frozenset[str]:
+    return frozenset(f.name for f in fields(cls))

@@ -11,12 +11,12 @@ Only `base.Registry` is used, so it works for every kind of registry.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from adapterhub.errors import AdapterHubError, Gone, IntegrityError, NotFound, Unsupported
-from adapterhub.manifest import Record
+from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry.base import ChannelMove, Progress, Registry, Version
 from adapterhub.registry.logs import Numbered
@@ -58,13 +58,15 @@ def fsck(
     progress: Progress | None = None,
 ) -> Report:
     """Check these adapters, or all. Raises NotFound for an adapter that is not there, StorageError."""
-    report = Report()
-    with ThreadPoolExecutor(threads, thread_name_prefix="fsck") as pool:
-        work = _Work(registry, pool, progress)
+    report, blobs = Report(), _Blobs()
+    # Small files of a folder are Python's own work: threads would take turns at it, and wait for each turn.
+    readers = 1 if registry.url.startswith(("file:", "memory:")) else threads
+    with ThreadPoolExecutor(readers, thread_name_prefix="fsck") as pool:
         for name in names if names is not None else _all(registry):
             report.adapters += 1
-            _check_adapter(registry, name, report, work)
-        work.finish(report)
+            _check_adapter(registry, name, report, blobs, pool)
+    with ThreadPoolExecutor(threads, thread_name_prefix="fsck") as pool:
+        blobs.check(registry, report, pool, progress)
     report.problems.sort(key=lambda problem: problem.where)
     return report
 
@@ -74,13 +76,16 @@ def _all(registry: Registry) -> Iterator[AdapterName]:
         yield from registry.adapters(tenant)
 
 
-def _check_adapter(registry: Registry, name: AdapterName, report: Report, work: _Work) -> None:
+def _check_adapter(
+    registry: Registry, name: AdapterName, report: Report, blobs: _Blobs, pool: ThreadPoolExecutor
+) -> None:
     versions = _versions(registry, name, report)
     report.versions += len(versions)
     for version in versions.values():
         if version.status != "deleted":  # its bytes may be gone
-            work.hash_files(version.record)
-        work.also(_check_version, registry, version.record, report)
+            blobs.add(version.record)
+    for checked in [pool.submit(_check_version, registry, v.record, report) for v in versions.values()]:
+        checked.result()
     _check_digests(registry, versions.values(), report)
     _check_channels(registry, name, versions, report)
 
@@ -169,44 +174,33 @@ def _upgrade(error: AdapterHubError) -> str:
     return f"`{error.hint}`" if isinstance(error, Unsupported) else ""
 
 
-class _Work:
-    """What other threads do meanwhile: files are hashed, each content once a tenant, and logs are read."""
+class _Blobs:
+    """The files to hash, each content of a tenant once."""
 
-    def __init__(self, registry: Registry, pool: ThreadPoolExecutor, progress: Progress | None) -> None:
-        self._registry = registry
-        self._pool = pool
-        self._progress = progress
-        self._running: dict[tuple[str, str], tuple[Future[None], list[str], int]] = {}
-        self._others: list[Future[None]] = []
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], tuple[Record, FileEntry, list[str]]] = {}
 
-    def also(self, check: Callable[..., None], *arguments: object) -> None:
-        self._others.append(self._pool.submit(check, *arguments))
-
-    def hash_files(self, record: Record) -> None:
+    def add(self, record: Record) -> None:
         for file in record.manifest.files:
-            where = f"{record.ref} {file.path}"
-            key = (record.name.tenant, file.sha256)
-            if key in self._running:
-                self._running[key][1].append(where)
-            else:
-                future = self._pool.submit(self._check, record, file.path, file.size)
-                self._running[key] = future, [where], file.size
+            _, _, places = self._found.setdefault((record.name.tenant, file.sha256), (record, file, []))
+            places.append(f"{record.ref} {file.path}")
 
-    def _check(self, record: Record, path: str, size: int) -> None:
-        self._registry.check_file(record, path)
-        if self._progress:
-            self._progress(size)
+    def check(self, registry: Registry, report: Report, pool: ThreadPoolExecutor, progress: Progress | None) -> None:
+        """Raises StorageError where the registry went away."""
 
-    def finish(self, report: Report) -> None:
-        """Wait for all. Raises StorageError where the registry went away."""
-        for other in self._others:
-            other.result()
-        for future, places, size in self._running.values():
-            report.files += 1
-            report.size += size
+        def check(record: Record, file: FileEntry) -> str:
             try:
-                future.result()
+                registry.check_file(record, file.path)
             except (IntegrityError, NotFound) as error:
-                for where in places:
-                    todo = "restore the file from a copy of the registry, or yank the version and publish it again"
-                    report.problems.append(Problem(where, error.why or error.what, todo))
+                return error.why or error.what
+            if progress:
+                progress(file.size)
+            return ""
+
+        running = [(pool.submit(check, record, file), file, places) for record, file, places in self._found.values()]
+        for checked, file, places in running:
+            report.files += 1
+            report.size += file.size
+            todo = "restore the file from a copy of the registry, or yank the version and publish it again"
+            if what := checked.result():
+                report.problems += [Problem(where, what, todo) for where in places]

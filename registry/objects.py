@@ -273,7 +273,7 @@ class ObjectRegistry:
                 return change  # else somebody changed it meanwhile: judge again
 
     def status_log(self, name: AdapterName, version: int) -> list[StatusChange]:
-        self.version(name, version)
+        self._require_version(name, version)
         return self._status_changes(name, version).all()
 
     def _newest_status(self, name: AdapterName, version: int) -> StatusChange | None:
@@ -320,7 +320,7 @@ class ObjectRegistry:
                 return evaluation
 
     def evaluations(self, name: AdapterName, version: int) -> list[Evaluation]:
-        self.version(name, version)
+        self._require_version(name, version)
         return self._evaluations(name, version).all()
 
     def _evaluations(self, name: AdapterName, version: int) -> NumberedLog[Evaluation]:
@@ -378,6 +378,11 @@ class ObjectRegistry:
                 hint=f"ah ls {version.record.name}",
             )
         return version
+
+    def _require_version(self, name: AdapterName, number: int) -> None:
+        """Raises NotFound, without reading the record."""
+        if not self.store.exists(layout.version(name, number)):
+            self.version(name, number)  # says what is not there
 
     def _require_adapter(self, name: AdapterName) -> None:
         """Raises NotFound, and says whether it is the tenant or the adapter that is not there."""

@@ -19,6 +19,7 @@ from adapterhub.registry.files import storage_errors, to_disk
 Source = Callable[[int], BinaryIO]  # opens the bytes from an offset on; raises NotFound, StorageError
 
 _CHUNK = 1 << 20  # bytes
+_LARGE_CHUNK = 8 << 20  # where many files are hashed at once: each step waits for its turn in the interpreter
 
 
 def file_of(record: Record, path: str) -> FileEntry:
@@ -50,7 +51,7 @@ def check(source: Source, entry: FileEntry, *, record: Record) -> None:
     """Raises IntegrityError, NotFound, StorageError."""
     with source(0) as stream:
         seen = _Seen(entry)
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(_LARGE_CHUNK):
             seen.add(chunk)
             if seen.size > entry.size:
                 break
