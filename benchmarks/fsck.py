@@ -3,7 +3,8 @@
     ours   every record, log, channel and digest read and checked, every blob hashed
     peer   hashlib's file_digest of every file of every version, one after another, and nothing else
 
-Both read from the page cache; the sides take turns. Each version has weights of its own and the config of all.
+Both read from the page cache; the sides take turns. Each version has weights of its own and the config of all. What a
+version costs beside its bytes is about 0.4 ms, so with files of 1 MB (--size 1000000) the ratio is nearer to the bar.
 """
 
 from __future__ import annotations

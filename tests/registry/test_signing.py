@@ -227,10 +227,11 @@ def test_files_that_are_no_keys_are_named(record: Record, ana: Keys, tmp_path: P
 
 
 @pytest.mark.slow
-def test_the_stock_tool_checks_it_too(record: Record, ana: Keys, ben: Keys, tmp_path: Path) -> None:
+def test_the_stock_tool_checks_it_too(new_draft: Callable[..., Draft], ana: Keys, ben: Keys, tmp_path: Path) -> None:
+    manifest = new_draft("one").manifest
     (tmp_path / "version").mkdir()
-    (tmp_path / "version" / "manifest.json").write_bytes(record.manifest.to_bytes())
-    (tmp_path / "bundle.json").write_bytes(signature_of(record.manifest, key=ana[0]).bundle)
+    (tmp_path / "version" / "manifest.json").write_bytes(manifest.to_bytes())
+    (tmp_path / "bundle.json").write_bytes(signature_of(manifest, key=ana[0]).bundle)
 
     def says(public: Path) -> int:
         command = [sys.executable, "-m", "model_signing", "verify", "key", tmp_path / "version"]
