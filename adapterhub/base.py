@@ -138,13 +138,19 @@ class BaseModel:
                     why=f"the base has no weight for {factor.module}",
                     hint="name the base that it was trained on with --base",
                 )
-            if sorted(weight.shape) != sorted((factor.b.shape[0], factor.a.shape[1])):
+            if not self._fits(weight, (factor.b.shape[0], factor.a.shape[1])):
                 raise BaseMismatch(
                     f"{adapter.path} does not match the base {self.name}",
                     why=f"{factor.module} is {list(weight.shape)} there, the adapter makes "
                     f"{[factor.b.shape[0], factor.a.shape[1]]}",
                     hint="name the base that it was trained on with --base",
                 )
+
+    def _fits(self, weight: peftdir.Tensor, made: tuple[int, int]) -> bool:
+        """Either way round: some models keep weights as (in, out)."""
+        if f"{weight.name}.absmax" in self.tensors:  # bitsandbytes' 4 bits: two weights in a byte, without their shape
+            return weight.end - weight.start == (made[0] * made[1] + 1) // 2
+        return sorted(weight.shape) == sorted(made)
 
 
 def find_base(name: str, *, revision: str | None = None) -> BaseModel:

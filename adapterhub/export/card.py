@@ -17,6 +17,7 @@ def model_card(plan: Plan, record: Record | None, *, weights_sha256: str) -> str
         **(_training(record) if record else {}),
         "rank": str(plan.adapter.shape.rank),
         "merged tensors": str(len(plan.merged)),
+        "base weights": "dequantised" if plan.base_precision == "dequantized" else "",
         "dtype": plan.dtype or "as the base",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)

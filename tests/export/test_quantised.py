@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapterhub.base import find_base
-from adapterhub.errors import StorageError, Unsupported
+from adapterhub.errors import BaseMismatch, StorageError, Unsupported
 from adapterhub.export import export_model, plan_export
 from adapterhub.export.packing import stored
 from adapterhub.export.unpack import float8_values, unpack
+from adapterhub.peftdir import read
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
@@ -213,6 +214,20 @@ def test_float8(shape: str, dtype: str | None, tiny_base: Path, adapter_factory:
             value = value + 2 * factors[f"{key}.lora_B.weight"] @ factors[f"{key}.lora_A.weight"]
         assert out[name].dtype == wanted
         torch.testing.assert_close(out[name], value.to(wanted), rtol=2**-7 if dtype is None else 1e-6, atol=1e-6)
+
+
+def test_an_adapter_of_a_quantised_base_can_be_published(tiny_base: Path, adapter_factory: Any, tmp_path: Path) -> None:
+    write_four_bits(tmp_path / "base", tiny_base)
+    base = find_base(str(tmp_path / "base"))
+    base.check_factors(read(adapter_factory()))
+    half = adapter_factory("half")
+    factors = load_file(half / "adapter_model.safetensors")
+    save_file(
+        {k: v[:, :32].contiguous() if "lora_A" in k else v for k, v in factors.items()},
+        half / "adapter_model.safetensors",
+    )
+    with pytest.raises(BaseMismatch, match="the adapter makes"):
+        base.check_factors(read(half))
 
 
 # ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────
