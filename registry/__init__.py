@@ -69,7 +69,12 @@ def open_store(url: str) -> Store:
         from adapterhub.registry.memory import memory_store
 
         return memory_store(url.partition("://")[2])
-    if scheme in {"s3", "hf"}:
+    if scheme == "s3":
+        from adapterhub.registry.s3 import S3Store
+        from adapterhub.registry.s3_address import parse
+
+        return S3Store(parse(url))
+    if scheme in {"hf"}:
         raise Unsupported(
             f"registries on {scheme}:// come with a later version of AdapterHub",
             why="this one keeps them in folders",

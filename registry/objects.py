@@ -8,17 +8,16 @@ Every change of state is one create of a key that was not there (`layout` draws 
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adapterhub.errors import Conflict, Gone, IntegrityError, NotFound, Unsupported
-from adapterhub.manifest import FORMAT, FileEntry, Record, canonical_json
+from adapterhub.errors import Conflict, Gone, NotFound
+from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import LATEST, AdapterName, AdapterRef, check_channel
-from adapterhub.registry import entries, layout
+from adapterhub.registry import entries, identity, layout
 from adapterhub.registry.base import (
     Changes,
     ChannelMove,
@@ -53,7 +52,7 @@ class ObjectRegistry:
         self._publisher = Publisher(store, wait=wait)
         self._records = Records(store)
         self._log = ChangeLog(store)
-        self._checked = False  # whether registry.json was read, and can be by us
+        self._identity: identity.Identity | None = None  # what registry.json says, once it was read
 
     @property
     def url(self) -> str:
@@ -77,31 +76,13 @@ class ObjectRegistry:
     def _open_for_writing(self) -> None:
         """The first write of a registry: prove the store, then say what this is."""
         self._open()
-        if self._checked:
-            return
-        from adapterhub.registry.doctor import prove
-
-        prove(self.store)
-        create_hint(self.store, layout.REGISTRY, canonical_json({"format": FORMAT, "id": uuid.uuid4().hex}))
-        self._checked = True
+        if self._identity is None:
+            self._identity = identity.founded(self.store)
 
     def _open(self) -> None:
         """Raises Unsupported for a registry that a newer AdapterHub laid out. One that is not there yet is empty."""
-        if self._checked:
-            return
-        try:
-            found = json.loads(self.store.read(layout.REGISTRY))["format"]
-        except NotFound:
-            return
-        except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{self.url} is not a registry", why=f"{layout.REGISTRY}: {error!r}") from error
-        if found > FORMAT:
-            raise Unsupported(
-                f"{self.url} has format {found}, this AdapterHub reads up to {FORMAT}",
-                why="it was made by a newer AdapterHub",
-                hint="pip install --upgrade adapterhub",
-            )
-        self._checked = True
+        if self._identity is None:
+            self._identity = identity.found(self.store)
 
     # ── read ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -233,6 +214,7 @@ class ObjectRegistry:
 
     def _append(self, name: AdapterName, move: ChannelMove) -> bool:
         """Whether this move is now the log's entry of its number."""
+        self._open()
         self._log.announce(name, f"channel {move.channel}")
         winner = self._moves(name, move.channel).append(move)
         return winner is None or winner.op == move.op  # the latter: the reply was lost, the move was not
@@ -260,6 +242,7 @@ class ObjectRegistry:
     # ── statuses ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def set_status(self, name: AdapterName, version: int, status: Status, *, who: str, why: str = "") -> StatusChange:
+        self._open()
         self.version(name, version)
         while True:
             current = self._newest_status(name, version)
@@ -307,6 +290,7 @@ class ObjectRegistry:
         details: Mapping[str, Any] | None = None,
         who: str,
     ) -> Evaluation:
+        self._open()
         found = self.version(name, version)
         if found.status == "deleted":
             raise Gone(f"{name}@{version} is deleted", why=found.why, hint=f"ah ls {name}")
@@ -328,6 +312,7 @@ class ObjectRegistry:
         return NumberedLog(self.store, prefix, read=entries.evaluation_from_bytes, write=entries.evaluation_to_bytes)
 
     def add_signature(self, record: Record, signature: Signature) -> None:
+        self._open()
         create_hint(self.store, layout.signature(record.name, record.digest, signature.key), signature.bundle)
 
     def signatures(self, record: Record) -> list[Signature]:

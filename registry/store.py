@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from adapterhub.errors import AlreadyExists, IntegrityError, InvalidName
 
@@ -78,6 +78,22 @@ class Store(Protocol):
 
     def sweep(self, *, older_than: float) -> int:
         """Remove what killed writers left unfinished more than ``older_than`` seconds ago; returns how many."""
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """What a store behind a vendor's service tells besides: not every one keeps the promises of `Store`."""
+
+    @property
+    def single_writer(self) -> bool:
+        """Whether its user vouches that one process alone writes, because it cannot create unless absent."""
+
+    @property
+    def way_out(self) -> str:
+        """What to do when it breaks a promise."""
+
+    def notes(self) -> list[str]:
+        """What its user should know and is no broken promise."""
 
 
 def check_key(key: str) -> None:

@@ -501,6 +501,7 @@ def test_broken_log_entries_are_errors(
 
 
 def test_a_registry_of_a_newer_format_is_refused(registry: ObjectRegistry) -> None:
+    registry.store.delete("registry.json")
     registry.store.create("registry.json", b'{"format": 2, "id": "x"}')
     with pytest.raises(Exception, match="format 2"):
         registry.tenants()

@@ -199,7 +199,7 @@ def test_keys_come_in_order_and_in_pages(tmp_path_factory: pytest.TempPathFactor
 
 def test_the_doctor_proves_it_and_cleans_up(store: Store) -> None:
     proofs = prove(store)
-    assert len(proofs) == 4
+    assert len(proofs) == 5
     assert any(str(WRITERS) in proof.promise for proof in proofs)
     assert store.keys("doctor/") == []
 
