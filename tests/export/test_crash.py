@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.errors import AlreadyExists
+from adapterhub.base import find_base
+from adapterhub.errors import AlreadyExists, Conflict
 from adapterhub.export import export_model, verify
 
 
@@ -53,3 +54,24 @@ def test_killed_at_any_moment(big_base: Any, big_adapter: Path, read_folder: Any
     assert not (tmp_path / ".out.exporting").exists()
     with pytest.raises(AlreadyExists):
         export_model(big_adapter, big_base, to)
+
+
+@pytest.mark.slow
+def test_many_exports_to_one_target(big_base: Any, big_adapter: Path, read_folder: Any, tmp_path: Path) -> None:
+    """One makes it; the others are told why not, and take nothing from it."""
+    export_model(big_adapter, big_base, tmp_path / "straight")
+    processes = multiprocessing.get_context("forkserver")
+    with processes.Pool(4) as pool:
+        told = pool.starmap(try_export, [(big_adapter, big_base.path, tmp_path / "out")] * 8, chunksize=1)
+    assert told.count("made") == 1
+    assert set(told) <= {"made", "Conflict", "AlreadyExists"}
+    assert read_folder(tmp_path / "out") == read_folder(tmp_path / "straight")
+    assert not (tmp_path / ".out.exporting").exists()
+
+
+def try_export(adapter: Path, base: Path, to: Path) -> str:
+    try:
+        export_model(adapter, find_base(str(base)), to)
+    except Conflict as error:  # AlreadyExists is one
+        return type(error).__name__
+    return "made"
