@@ -24,6 +24,12 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    """One kind is enough: what every kind must do to be fetched from is in the contracts."""
+    return LocalStore(tmp_path / "registry")
+
+
+@pytest.fixture
 def record(registry: ObjectRegistry, new_draft: Callable[..., Draft], name: AdapterName) -> Record:
     return registry.publish(new_draft(CONTENT), name=name, author="ana")
 
@@ -177,7 +183,9 @@ def puller(store: LocalStore, root: Path, how: str) -> subprocess.Popen[str]:
 @pytest.fixture
 def large(tmp_path: Path, new_draft: Callable[..., Draft], name: AdapterName) -> tuple[Watched, Record]:
     store = Watched(tmp_path / "large")
-    return store, ObjectRegistry(store).publish(new_draft(LARGE), name=name, author="ana")
+    record = ObjectRegistry(store).publish(new_draft(LARGE), name=name, author="ana")
+    store.opened.clear()
+    return store, record
 
 
 class Watched(LocalStore):

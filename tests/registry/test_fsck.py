@@ -11,9 +11,16 @@ from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, ObjectRegistry
 from adapterhub.registry.fsck import Report, fsck
+from adapterhub.registry.memory import MemoryStore
 
 Drafts = Callable[..., Draft]
 V1, V2, V3 = (f"t/acme/a/support/v/{10**9 - n:09d}-{n}.json" for n in (1, 2, 3))
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """One kind is enough: `test_kinds` has the others."""
+    return MemoryStore()
 
 
 @pytest.fixture

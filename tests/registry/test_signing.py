@@ -19,9 +19,16 @@ from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, Registry
 from adapterhub.registry.base import Signature
+from adapterhub.registry.memory import MemoryStore
 from adapterhub.registry.signing import PublicKey, Signers, sign, signature_of, verify
 
 Keys = tuple[Path, Path]
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """One kind is enough: `test_kinds` has the others."""
+    return MemoryStore()
 
 
 @pytest.fixture
