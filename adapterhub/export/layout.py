@@ -158,7 +158,7 @@ def blocks(plan: FilePlan, *, cloned: bool = False, size: int = BLOCK) -> Iterat
 
 
 def _copies(file: Path, source: int, target: int, length: int, size: int) -> Iterator[Copy]:
-    step = 4 * size
+    step = 8 * size
     for done in range(0, length, step):
         yield Copy(file, source + done, target + done, min(step, length - done))
 

@@ -25,7 +25,7 @@ from adapterhub.export.plan import Plan
 from adapterhub.export.staging import Staging
 from adapterhub.export.unpack import read_rows
 
-_SYNC = 2**29  # bytes written between two notes in the journal: what a killed export makes again, at most
+_SYNC = 2**27  # bytes written between two notes in the journal: what a killed export makes again, at most
 
 
 def merge(plan: Plan, staging: Staging, *, link: bool = False, progress: Callable[[int], None]) -> None:

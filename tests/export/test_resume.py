@@ -16,7 +16,7 @@ from adapterhub.export.layout import BLOCK
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Notes in the journal after every block: what half a gigabyte is to a real model."""
+    """Notes in the journal after every block: what 128 MB are to a real model."""
     monkeypatch.setattr("adapterhub.export.merge._SYNC", 0)
 
 
