@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal
@@ -249,9 +249,13 @@ class Record:
                 created=raw["created"],
                 author=raw["author"],
                 verdicts=Verdicts(**verdicts),
-                labels=dict(raw.get("labels", {})),
+                labels=raw.get("labels", {}),
                 read_from=raw,
             )
+            if not (
+                all(map(_is_text, (record.publish_id, record.created, record.author))) and _is_labels(record.labels)
+            ):
+                raise TypeError("its author, time or labels are no text")
             ref, digest = record.ref, record.manifest.digest
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidName) as error:
             raise IntegrityError("a version's record cannot be read", why=repr(error)) from error
@@ -300,12 +304,48 @@ def to_plain(value: Any) -> Any:
 def from_plain(cls: Any, data: Json) -> Any:
     """A flat dataclass from JSON: lists become tuples. Fields it does not know stay out.
 
-    Raises TypeError where a field without a default is missing.
+    Raises TypeError where a field without a default is missing, or one is of another type.
     """
-    known = _names(cls)
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known})
+    checks = _checks(cls)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in checks}
+    for name, value in values.items():
+        if not checks[name](value):
+            raise TypeError(f"{cls.__name__}.{name} is {str(value)[:50]!a}")
+    return cls(**values)
 
 
 @cache
-def _names(cls: Any) -> frozenset[str]:
-    return frozenset(f.name for f in fields(cls))
+def _checks(cls: Any) -> dict[str, Callable[[Any], bool]]:
+    """Field → whether a value is of its type; the types that JSON has."""
+    return {f.name: _TYPES.get(str(f.type), lambda value: True) for f in fields(cls)}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_map(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Mapping) and all(map(_is_text, value)) and all(map(of, value.values()))
+
+
+_is_labels = _is_map(_is_text)
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "str": _is_text,
+    "int": _is_whole,
+    "float": _is_number,
+    "bool": lambda value: isinstance(value, bool),
+    "str | None": lambda value: value is None or _is_text(value),
+    "int | None": lambda value: value is None or _is_whole(value),
+    "tuple[str, ...]": lambda value: isinstance(value, tuple) and all(map(_is_text, value)),
+    "Mapping[str, str]": _is_map(_is_text),
+    "Mapping[str, float]": _is_map(_is_number),
+    "Mapping[str, Any]": _is_map(lambda value: True),
+}

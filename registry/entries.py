@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
-from adapterhub.errors import IntegrityError, Unsupported
+from adapterhub.errors import IntegrityError, InvalidName, Unsupported
 from adapterhub.manifest import FORMAT, canonical_json, from_plain, parse_json, to_plain
 from adapterhub.refs import AdapterName
-from adapterhub.registry.base import ChannelMove, Evaluation, Event, StatusChange, Target
+from adapterhub.registry.base import ChannelMove, Evaluation, Event, Status, StatusChange, Target
 
 
 def move_to_bytes(move: ChannelMove) -> bytes:
@@ -35,6 +35,8 @@ def status_from_bytes(data: bytes, *, key: str) -> StatusChange:
     """Raises IntegrityError, Unsupported."""
     with _reading(key):
         change: StatusChange = from_plain(StatusChange, _object(data, key))
+        if change.status not in get_args(Status):  # nobody may guess whether such a version can be used
+            raise ValueError(f"the status is {change.status!a}")
         return change
 
 
@@ -77,5 +79,5 @@ def _object(data: bytes, key: str) -> dict[str, Any]:
 def _reading(key: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidName) as error:
         raise IntegrityError(f"{key} cannot be read", why=repr(error)) from error
