@@ -52,6 +52,11 @@ def prove(store: Store) -> list[Proof]:
         _clean(store, identity)
 
 
+def notes(store: Store) -> list[str]:
+    """What the store's user should know, and is no broken promise."""
+    return store.notes() if isinstance(store, Guarded) else []
+
+
 def _clean(store: Store, identity: str) -> None:
     store.delete(*(key for key in store.keys(layout.TRIALS) if key.startswith(layout.trial(identity, ""))))
 

@@ -188,8 +188,9 @@ class S3Store:
             return False
         except Denied:
             return self._is_listed(key)
-        told = found.get("ChecksumSHA256", "")  # of parts: "…-3", the hash of their hashes
-        wrong = told and "-" not in told and told != b64encode(bytes.fromhex(sha256)).decode()
+        told = found.get("ChecksumSHA256", "")
+        in_parts = "-" in told + found.get("ETag", "")  # "…-3": then it is the hash of the parts' hashes
+        wrong = told and not in_parts and told != b64encode(bytes.fromhex(sha256)).decode()
         if found["ContentLength"] != size or wrong:
             raise IntegrityError(
                 f"the registry's copy of {key} is damaged",

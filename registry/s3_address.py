@@ -102,9 +102,8 @@ def parse(url: str) -> Address:
 def _check_endpoint(endpoint: str) -> None:
     parts = urlsplit(endpoint)
     if endpoint and (parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or "@" in parts.netloc):
-        raise UsageError(
-            f"{endpoint!a} is no endpoint", why="an endpoint is http:// or https:// and a host", hint=_HINT
-        )
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        raise UsageError(f"{shown!a} is no endpoint", why="one is http:// or https:// and a host", hint=_HINT)
 
 
 def _flag(settings: dict[str, str], name: str) -> bool | None:

