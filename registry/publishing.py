@@ -14,7 +14,7 @@ import random
 import uuid
 from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from adapterhub.errors import AdapterError, AlreadyExists, Conflict
 from adapterhub.manifest import FileEntry, Record
@@ -23,6 +23,7 @@ from adapterhub.registry import layout
 from adapterhub.registry.base import Draft, Progress
 from adapterhub.registry.changelog import ChangeLog
 from adapterhub.registry.clock import now
+from adapterhub.registry.counted import Counted
 from adapterhub.registry.files import storage_errors
 from adapterhub.registry.records import Records
 from adapterhub.registry.store import Store, create_hint
@@ -52,9 +53,7 @@ class Publisher:
     ) -> Record:
         """As `base.Registry.publish`, on a store that was proven."""
         for file in draft.manifest.files:
-            self._send(draft, file, tenant=name.tenant)
-            if progress:
-                progress(file.size)
+            self._send(draft, file, tenant=name.tenant, progress=progress)
         publish_id = uuid.uuid4().hex
         pause = _FIRST_PAUSE
         while True:
@@ -95,12 +94,14 @@ class Publisher:
             return self._records.read(record.name, record.version).publish_id == record.publish_id
         return True
 
-    def _send(self, draft: Draft, file: FileEntry, *, tenant: str) -> None:
+    def _send(self, draft: Draft, file: FileEntry, *, tenant: str, progress: Progress | None) -> None:
         key = layout.blob(tenant, file.sha256)
         path = draft.path / file.path
         try:
             with storage_errors(f"{path} cannot be read"), _source(draft, file) as source:
-                self._store.create_file(key, source, size=file.size, sha256=file.sha256)
+                counted = Counted(source, progress)
+                self._store.create_file(key, cast(BinaryIO, counted), size=file.size, sha256=file.sha256)
+                counted.tell_until(file.size)
         except AdapterError as error:
             raise AdapterError(
                 f"{path} changed while it was published", why=error.why, hint="publish it again when it is finished"

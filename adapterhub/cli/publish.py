@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, SignOption, key_password, print_json, say
+from adapterhub.cli.output import (
+    BaseOption,
+    JsonOption,
+    RegistryOption,
+    SignOption,
+    bytes_shown,
+    key_password,
+    print_json,
+    say,
+)
 from adapterhub.errors import UsageError
 from adapterhub.manifest import Record, to_plain
 from adapterhub.refs import AdapterName, check_channel
@@ -63,7 +72,8 @@ def publish(
         signature_of(adapter.manifest, key=sign_with, password=password)  # a key that cannot sign publishes nothing
     for note in adapter.notes:
         say(f"note: {note}")
-    record = registry.publish(adapter, name=chosen, author=settings.author, labels=labels)
+    with bytes_shown("publishing", quiet=as_json) as progress:
+        record = registry.publish(adapter, name=chosen, author=settings.author, labels=labels, progress=progress)
     if sign_with is not None:
         signature = sign(registry, record, key=sign_with, password=password)
         say(f"signed with the key {signature.key[:12]}…")
