@@ -27,7 +27,7 @@ RegistryOption = Annotated[
     typer.Option(
         "--registry",
         metavar="URL",
-        help="Where versions live: file:///…; default $AH_REGISTRY, then ~/.adapterhub/registry.",
+        help="Where versions live: file:///…, s3://bucket/prefix; default $AH_REGISTRY, then ~/.adapterhub/registry.",
     ),
 ]
 SignOption = Annotated[
