@@ -166,12 +166,15 @@ def opened(path: Path, below: Path, *, signers: Signers | None = None, progress:
             (signers or Signers()).check(one.record, one.original.signatures)
         if not folder.is_dir():
             shutil.rmtree(work, ignore_errors=True)
-            unpack(path, work, signers=signers, progress=progress)
-            registry = ObjectRegistry(LocalStore(work / "registry"))
-            bring(index, work, registry, same_number=True, channels=True, who="bundle")
-            with storage_errors(f"{folder} cannot be written"):
-                shutil.rmtree(work / "versions")
-                work.rename(folder)
+            try:
+                unpack(path, work, signers=signers, progress=progress)
+                registry = ObjectRegistry(LocalStore(work / "registry"))
+                bring(index, work, registry, same_number=True, channels=True, who="bundle")
+                with storage_errors(f"{folder} cannot be written"):
+                    shutil.rmtree(work / "versions")
+                    work.rename(folder)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     base = base_folder(folder, index.base) if index.base else None
     return Opened(index, (folder / "registry").absolute().as_uri(), base)
 

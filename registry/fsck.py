@@ -62,7 +62,7 @@ def fsck(
     # Small files of a folder are Python's own work: threads would take turns at it, and wait for each turn.
     readers = 1 if registry.url.startswith(("file:", "memory:")) else threads
     with ThreadPoolExecutor(readers, thread_name_prefix="fsck") as pool:
-        for name in names if names is not None else _all(registry):
+        for name in names if names is not None else _all(registry, report):
             report.adapters += 1
             _check_adapter(registry, name, report, blobs, pool)
     with ThreadPoolExecutor(threads, thread_name_prefix="fsck") as pool:
@@ -71,9 +71,10 @@ def fsck(
     return report
 
 
-def _all(registry: Registry) -> Iterator[AdapterName]:
-    for tenant in registry.tenants():
-        yield from registry.adapters(tenant)
+def _all(registry: Registry, report: Report) -> list[AdapterName]:
+    todo = "remove what does not belong there, then check again: until then nothing can be listed"
+    tenants = _tried(registry.tenants, where=registry.url, todo=todo, report=report) or []
+    return [name for tenant in tenants for name in registry.adapters(tenant)]
 
 
 def _check_adapter(

@@ -166,6 +166,13 @@ def test_an_opened_bundle_is_a_registry(with_base: Path, tmp_path: Path, keys: K
         opened(with_base, tmp_path / "opened", signers=Signers.read([keys["ben"][1]]))
 
 
+def test_a_broken_bundle_leaves_nothing_behind(with_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes(with_base.read_bytes()[:-5000])
+    with pytest.raises(IntegrityError):
+        opened(tmp_path / "cut.tar", tmp_path / "opened")
+    assert list((tmp_path / "opened").iterdir()) == []
+
+
 def test_the_base_may_be_left_in_the_bundle(with_base: Path, tmp_path: Path) -> None:
     unpack(with_base, tmp_path / "unpacked", with_base=False)
     assert [p.name for p in (tmp_path / "unpacked").iterdir()] == ["versions"]

@@ -160,6 +160,7 @@ def test_a_version_that_its_digest_does_not_find_is_told(registry: ObjectRegistr
     assert line.startswith("acme/support@1 digest: ") or line.startswith("acme/support@3 digest: ")
 
 
-def test_what_is_no_key_of_ours_is_told(registry: ObjectRegistry, three: list[Record]) -> None:
-    registry.store.create("t/acme/a/support/v/notes.txt", b"put there by hand")
-    assert any("is no part of a registry" in line for line in found(fsck(registry)))
+@pytest.mark.parametrize("file", ["notes.txt", "0-first.txt"])
+def test_what_is_no_key_of_ours_is_told(registry: ObjectRegistry, three: list[Record], file: str) -> None:
+    registry.store.create(f"t/acme/a/support/v/{file}", b"put there by hand")
+    assert any(f"{file} is no part of a registry" in line for line in found(fsck(registry)))
