@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Cache, Draft, ObjectRegistry, Registry
 from adapterhub.registry.base import Status
 from adapterhub.registry.copying import Landed, land, original
+from adapterhub.registry.fsck import fsck
 from adapterhub.registry.local import LocalStore
 from adapterhub.registry.memory import MemoryStore
 from adapterhub.registry.mirror import Report, mirror
@@ -139,6 +143,56 @@ def test_fields_of_a_newer_program_survive_a_copy(
     landed = copied(registry, f"acme/support@{newer.version}", other, cache)
     assert landed.record.digest == newer.digest
     assert landed.record.manifest.to_json()["colour"] == "blue"
+
+
+COPIER = """
+import os, signal, sys
+from pathlib import Path
+from adapterhub.refs import AdapterRef
+from adapterhub.registry import Cache, open_registry
+from adapterhub.registry.copying import land, original
+
+source, target, cache, kill_at = open_registry(sys.argv[1]), open_registry(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+calls = 0
+
+def step(event, args):
+    # every file that is opened, linked, made or removed on the way is a point where the process can end
+    global calls
+    changes = {"open", "os.link", "os.mkdir", "os.remove", "os.rename"}
+    if event in changes and str(args[0]).startswith((sys.argv[2], cache)):
+        calls += 1
+        if calls == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+version = source.resolve(AdapterRef.parse("acme/support@1"))
+sys.addaudithook(step)
+land(original(source, version), Cache(Path(cache), source).fetch, target)
+print(calls)
+"""
+
+
+@pytest.mark.slow
+def test_a_copier_killed_anywhere_leaves_nothing_or_all_and_is_finished(
+    new_draft: Drafts, name: AdapterName, tmp_path: Path
+) -> None:
+    source = ObjectRegistry(LocalStore(tmp_path / "source"))
+    source.publish(new_draft("weights " * 50_000), name=name, author="ana")
+    source.add_evaluation(name, 1, suite="heldout", metrics={"score": 1}, who="eve")
+
+    def copier(target: Path, cache: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", COPIER, tmp_path / "source", target, cache, str(kill_at)]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
+
+    total = int(copier(tmp_path / "whole", tmp_path / "c", 0).stdout)
+    for kill_at in range(1, total, max(1, total // 5)):
+        target, cache = tmp_path / f"target-{kill_at}", tmp_path / f"cache-{kill_at}"
+        assert copier(target, cache, kill_at).returncode == -signal.SIGKILL
+        assert fsck(ObjectRegistry(LocalStore(target))).is_clean
+        assert copier(target, cache, 0).returncode == 0
+        there = ObjectRegistry(LocalStore(target))
+        assert there.numbers(name) == [1]
+        assert len(there.evaluations(name, 1)) == 1
+        assert fsck(there).is_clean
 
 
 # ── mirror ───────────────────────────────────────────────────────────────────────────────────────────────────────
