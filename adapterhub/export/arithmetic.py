@@ -6,6 +6,7 @@ ties to even). A product that is rounded to bfloat16 before it is added puts 5 %
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from adapterhub.errors import Unsupported
 from adapterhub.export.files import read_at
 from adapterhub.export.layout import Delta, Rows
+from adapterhub.export.unpack import read_rows
 from adapterhub.peftdir import Tensor
 
 
@@ -34,25 +36,48 @@ def product(delta: Delta, weights: Path) -> Product:
     return Product(left, right, delta.factor.scale)
 
 
-def rewrite(raw: bytearray | memoryview, dtype: str, rows: Rows, delta: Product | None) -> memoryview:
-    """The new bytes of a block from its old values, which are of ``dtype``; float32 ones are overwritten.
+def rewrite(rows: Rows, delta: Product | None) -> memoryview:
+    """The new bytes of a block; they lie in this thread's buffers, and stay until its next block.
 
     Raises Unsupported where float16 cannot hold a value.
     """
     import torch
 
+    raw, dtype = read_rows(rows, lambda size: memoryview(_room("raw", size).numpy()))
     old = torch.frombuffer(raw, dtype=_dtype(dtype), count=rows.elements)
-    block = old.to(torch.float32).view(-1, rows.columns)
+    wide = _room("wide", 4 * rows.elements).view(torch.float32)
+    block = wide.copy_(old).view(-1, rows.columns)
     if delta is not None:
         block.addmm_(delta.left[rows.first : rows.last], delta.right, alpha=delta.scale)
-    new = block.to(_dtype(rows.operation.dtype))
+    new = wide
+    if rows.operation.dtype != "F32":
+        new = _room("narrow", 2 * rows.elements).view(_dtype(rows.operation.dtype)).copy_(wide)
     if new.dtype == torch.float16 and bool(new.isinf().any()) and not bool(block.isinf().any()):
         raise Unsupported(
             f"{rows.operation.source.name} does not fit float16",
             why=f"it holds {float(block.abs().max()):.3g}, float16 ends at 65504",
             hint="export with --dtype bfloat16 or float32",
         )
-    return memoryview(new.view(-1).view(torch.uint8).numpy())
+    return memoryview(new.view(torch.uint8).numpy())
+
+
+class _Rooms(threading.local):
+    """Each worker's own buffers, used again for every block: fresh ones are pages that the kernel must clear first."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Any] = {}
+
+
+_rooms = _Rooms()
+
+
+def _room(name: str, size: int) -> Any:
+    """A buffer of ``size`` bytes, aligned as torch likes it."""
+    import torch
+
+    if name not in _rooms.held or len(_rooms.held[name]) < size:
+        _rooms.held[name] = torch.empty(size, dtype=torch.uint8)
+    return _rooms.held[name][:size]
 
 
 @contextmanager

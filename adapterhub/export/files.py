@@ -21,8 +21,15 @@ _CANNOT_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno
 
 def read_at(path: Path, offset: int, length: int) -> bytearray:
     """Raises StorageError where the file has become shorter than it was."""
+    raw = bytearray(length)
+    read_into(path, offset, memoryview(raw))
+    return raw
+
+
+def read_into(path: Path, offset: int, view: memoryview) -> None:
+    """Fill ``view`` from a file. Raises StorageError where the file has become shorter than it was."""
     with path.open("rb", buffering=0) as file:
-        return _read(file, offset, length)
+        _read(file, offset, view)
 
 
 def write_at(path: Path, offset: int, data: memoryview | bytes) -> None:
@@ -36,9 +43,10 @@ def copy_range(source: Path, start: int, target: Path, at: int, length: int) -> 
     with source.open("rb", buffering=0) as old, target.open("r+b", buffering=0) as new:
         done = _copy_in_kernel(old, start, new, at, length)
         while done < length:
-            raw = _read(old, start + done, min(_CHUNK, length - done))
-            _write(new, at + done, memoryview(raw))
-            done += len(raw)
+            view = memoryview(bytearray(min(_CHUNK, length - done)))
+            _read(old, start + done, view)
+            _write(new, at + done, view)
+            done += len(view)
 
 
 def reflink(source: Path, target: Path) -> bool:
@@ -80,16 +88,14 @@ def _copy_in_kernel(old: BinaryIO, start: int, new: BinaryIO, at: int, length: i
     return done
 
 
-def _read(file: BinaryIO, offset: int, length: int) -> bytearray:
-    raw = bytearray(length)
-    view, done = memoryview(raw), 0
+def _read(file: BinaryIO, offset: int, view: memoryview) -> None:
+    done = 0
     file.seek(offset)
-    while done < length:
+    while done < len(view):
         count = file.readinto(view[done:])  # type: ignore[attr-defined]
         if not count:
             raise StorageError(f"{file.name} became shorter while it was read", hint="fetch the base model again")
         done += count
-    return raw
 
 
 def _write(file: BinaryIO, offset: int, data: memoryview) -> None:

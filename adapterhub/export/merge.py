@@ -23,7 +23,6 @@ from adapterhub.export.layout import Copy, FilePlan, Operation, Rows, blocks
 from adapterhub.export.parallel import in_order
 from adapterhub.export.plan import Plan
 from adapterhub.export.staging import Staging
-from adapterhub.export.unpack import read_rows
 
 _SYNC = 2**27  # bytes written between two notes in the journal: what a killed export makes again, at most
 
@@ -88,7 +87,7 @@ def _copy(target: Path, block: Copy) -> int:
 
 
 def _rewrite(target: Path, rows: Rows, delta: Product | None) -> int:
-    write_at(target, rows.target, arithmetic.rewrite(*read_rows(rows), rows, delta))
+    write_at(target, rows.target, arithmetic.rewrite(rows, delta))
     return rows.end
 
 

@@ -8,6 +8,7 @@ fp8        value · scale of its block, its row or the tensor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adapterhub.export.files import read_at
+from adapterhub.export.files import read_at, read_into
 from adapterhub.export.layout import WIDTH, Rows
 from adapterhub.export.packing import Packing
 from adapterhub.peftdir import Tensor
 
 Array = npt.NDArray[Any]
+OldRows = tuple[memoryview, str]
 
 
-def read_rows(rows: Rows) -> tuple[bytearray | memoryview, str]:
-    """The old values of a block, and their dtype: as they are stored, or float32 where that is packed."""
+def read_rows(rows: Rows, room: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size))) -> OldRows:
+    """The old values of a block, and their dtype: as they are stored, or float32 where that is packed.
+
+    ``room`` gives the bytes to read into, for a caller that has some.
+    """
     operation = rows.operation
     if operation.packing is None:
-        length = rows.elements * WIDTH[operation.source.dtype]
-        return read_at(operation.file, rows.source, length), operation.source.dtype
+        view = room(rows.elements * WIDTH[operation.source.dtype])
+        read_into(operation.file, rows.source, view)
+        return view, operation.source.dtype
     values = unpack(operation.file, operation.source, operation.packing, rows.first, rows.last)
     return np.ascontiguousarray(values, "<f4").data.cast("B"), "F32"
 
