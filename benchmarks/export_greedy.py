@@ -30,7 +30,7 @@ from adapterhub.registry import draft
 
 ROOT = Path(__file__).resolve().parents[1]
 BOT = ROOT / "examples" / "support-bot"
-SIZES = {"float32": (50, 64), "bfloat16": (8, 32)}  # prompts, tokens
+SIZES = {"float32": (50, 64), "bfloat16": (6, 24)}  # prompts, tokens
 GAP = 1e-3  # between two logits: below it, rounding chooses
 NAME = AdapterName.parse("harbor/support")
 
