@@ -34,7 +34,7 @@ from adapterhub.registry.bundle_index import (
     is_beside,
     to_bytes,
 )
-from adapterhub.registry.copying import Files, Landed, land
+from adapterhub.registry.copying import Files, Landed, land, point
 from adapterhub.registry.files import copy_hashed, folder_to_disk, hashed, make_folders, storage_errors, to_disk
 from adapterhub.registry.locks import locked
 from adapterhub.registry.signing import Signers
@@ -208,7 +208,7 @@ def bring(
         number = one.record.version if same_number else None
         done = land(one.original, lambda record: version_folder(folder, record), target, number=number)
         if channels and one.channel is not None:
-            target.set_channel(one.record.name, one.channel, {done.record.version: 100}, who=who, why="from a bundle")
+            point(target, done.record, one.channel, who=who, why="from a bundle")
         landed.append(done)
     return landed
 

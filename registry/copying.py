@@ -78,6 +78,13 @@ def land(
     return Landed(record, found is None, evaluations, signatures)
 
 
+def point(target: Registry, record: Record, channel: str, *, who: str, why: str = "") -> None:
+    """Point a channel at a version, unless it points there: a copy made again leaves no trace in the log."""
+    move = target.channels(record.name).get(channel)
+    if move is None or [(t.version, t.weight) for t in move.targets] != [(record.version, 100)]:
+        target.set_channel(record.name, channel, {record.version: 100}, who=who, why=why)
+
+
 def _found(target: Registry, name: AdapterName, digest: str, number: int | None) -> Record | None:
     try:
         if number is None:

@@ -37,7 +37,7 @@ def copy(
 
     Example: ah copy acme/support@canary s3://prod --channel prod
     """
-    from adapterhub.registry.copying import land, original
+    from adapterhub.registry.copying import land, original, point
 
     settings = load_settings()
     chosen = AdapterName.parse(name) if name else None
@@ -59,7 +59,7 @@ def copy(
             progress=progress,
         )
     if channel is not None:
-        target.set_channel(landed.record.name, channel, {landed.record.version: 100}, who=settings.author)
+        point(target, landed.record, channel, who=settings.author)
     if as_json:
         found = {"ref": str(landed.record.ref), "digest": record.digest, "new": landed.is_new, "channel": channel}
         print_json(found | {"from": str(record.ref), "registry": target.url})

@@ -27,8 +27,9 @@ def test_a_promotion_from_dev_to_prod(published: Ah, tmp_path: Path) -> None:
     there = published("show", "acme/support@prod", "--registry", prod, "--json").json
     here = published("show", "acme/support@canary", "--json").json
     assert (there["digest"], there["manifest"], there["labels"]) == (here["digest"], here["manifest"], here["labels"])
-    again = published("copy", "acme/support@canary", prod)
+    again = published("copy", "acme/support@canary", prod, "--channel", "prod")
     assert again.out.endswith("was there\n")
+    assert len(published("channel", "log", "acme/support", "prod", "--registry", prod, "--json").json) == 1
     assert published("pull", "acme/support@prod", "--registry", prod, "--to", tmp_path / "pulled").code == 0
 
 
