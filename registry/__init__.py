@@ -55,10 +55,16 @@ __all__ = [
 
 
 def open_registry(url: str) -> Registry:
-    """A registry by its URL: ``file:///srv/adapters``, a plain path, or ``memory://name``. Touches nothing yet.
+    """A registry by its URL: ``file:///srv/adapters``, a plain path, ``s3://bucket/prefix``, ``hf://org`` or
+    ``memory://name``. Touches nothing yet.
 
     Raises Unsupported for a kind of store that this version does not know, UsageError for what is no address.
     """
+    if url.startswith("hf://"):
+        from adapterhub.registry.hub import HubRegistry
+        from adapterhub.registry.hublayout import check_org
+
+        return HubRegistry(check_org(url))
     return ObjectRegistry(open_store(url))
 
 
@@ -74,11 +80,11 @@ def open_store(url: str) -> Store:
         from adapterhub.registry.s3_address import parse
 
         return S3Store(parse(url))
-    if scheme in {"hf"}:
+    if scheme == "hf":
         raise Unsupported(
-            f"registries on {scheme}:// come with a later version of AdapterHub",
-            why="this one keeps them in folders",
-            hint="use a folder that all machines mount: --registry file:///srv/adapters",
+            f"{url} is no store of objects",
+            why="a registry on the Hub is made of repositories; the Hub itself creates each tag once",
+            hint=f"ah ls --registry {url}",
         )
     if scheme not in {"", "file"} or not url or "\0" in url:
         raise UsageError(

@@ -66,13 +66,18 @@ def _object(data: bytes, key: str) -> dict[str, Any]:
     raw = parse_json(data, what=key)
     if not isinstance(raw, dict):
         raise TypeError(f"a JSON object was expected, not {type(raw).__name__}")
+    check_format(raw, key)
+    return raw
+
+
+def check_format(raw: dict[str, Any], key: str) -> None:
+    """Raises Unsupported for what a newer AdapterHub wrote, KeyError where no format is told."""
     if raw["format"] > FORMAT:
         raise Unsupported(
             f"{key} has format {raw['format']}, this AdapterHub reads up to {FORMAT}",
             why="it was written by a newer AdapterHub",
             hint="pip install --upgrade adapterhub",
         )
-    return raw
 
 
 @contextmanager
