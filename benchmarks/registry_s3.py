@@ -129,10 +129,20 @@ def measure(folder: Path, endpoint: str, aws: list[str], number: int) -> tuple[d
     shutil.rmtree(folder / "pulled")
     for name in ("down", "got"):
         (folder / name).unlink()
-    for path in (folder / "served" / "bench").rglob("*"):  # the disk is not what is measured
-        if path.is_file() and path.stat().st_size > 2**20:
-            path.unlink()
+    tidy(endpoint, but=sha256)
     return seconds, peak
+
+
+def tidy(endpoint: str, *, but: str) -> None:
+    """Remove what is large: the disk is not what is measured."""
+    import boto3
+
+    keys = {"aws_access_key_id": AWS["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": AWS["AWS_SECRET_ACCESS_KEY"]}
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket="bench"):
+        for item in page.get("Contents", ()):
+            if item["Size"] > 2**20 and but not in item["Key"]:
+                client.delete_object(Bucket="bench", Key=item["Key"])
 
 
 def timed(command: list[str]) -> tuple[float, float]:

@@ -34,7 +34,9 @@ class Stream(io.RawIOBase):
         self._key = key
         self._closing = threading.Event()
         self._pool: ThreadPoolExecutor | None = None
-        self._ahead: deque[Future[memoryview]] = deque()
+        self._ahead: deque[Future[bytearray]] = deque()
+        self._spare: list[bytearray] = []  # ranges that were read: the next ones go there, no page is faulted in again
+        self._buffer = bytearray()
         first = _First(requests, key, offset, self._closing)
         self._current = first.read()
         self._etag, self._size, self._next = first.etag, first.size, offset + len(self._current)
@@ -69,18 +71,24 @@ class Stream(io.RawIOBase):
 
     def _following(self) -> memoryview:
         """The next range; empty at the end."""
+        if len(self._buffer) == RANGE:
+            self._spare.append(self._buffer)
         while self._next < self._size and len(self._ahead) < AHEAD:
             start, self._next = self._next, min(self._next + RANGE, self._size)
-            self._ahead.append(self._threads().submit(self._fetch, start, self._next))
-        return self._ahead.popleft().result() if self._ahead else memoryview(b"")
+            size = self._next - start
+            data = self._spare.pop() if self._spare and size == RANGE else bytearray(size)
+            self._ahead.append(self._threads().submit(self._fetch, start, data))
+        self._buffer = self._ahead.popleft().result() if self._ahead else bytearray()
+        return memoryview(self._buffer)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="ah-download")
         return self._pool
 
-    def _fetch(self, start: int, end: int) -> memoryview:
-        data, filled = bytearray(end - start), 0
+    def _fetch(self, start: int, data: bytearray) -> bytearray:
+        """Fill ``data`` with the bytes from ``start`` on."""
+        end, filled = start + len(data), 0
 
         def rest() -> None:
             nonlocal filled
@@ -98,7 +106,7 @@ class Stream(io.RawIOBase):
             raise StorageError(
                 f"{self._key} was written again while it was read", hint="type the same command again"
             ) from error
-        return memoryview(data)
+        return data
 
 
 class _First:
