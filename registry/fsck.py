@@ -58,15 +58,14 @@ def fsck(
     progress: Progress | None = None,
 ) -> Report:
     """Check these adapters, or all. Raises NotFound for an adapter that is not there, StorageError."""
-    report, blobs = Report(), _Blobs()
+    report = Report()
     # Small files of a folder are Python's own work: threads would take turns at it, and wait for each turn.
     readers = 1 if registry.url.startswith(("file:", "memory:")) else threads
-    with ThreadPoolExecutor(readers, thread_name_prefix="fsck") as pool:
+    with ThreadPoolExecutor(readers) as logs, ThreadPoolExecutor(threads) as hashing:
+        blobs = _Blobs(registry, hashing, progress)
         for name in names if names is not None else _all(registry, report):
             report.adapters += 1
-            _check_adapter(registry, name, report, blobs, pool)
-    with ThreadPoolExecutor(threads, thread_name_prefix="fsck") as pool:
-        blobs.check(registry, report, pool, progress)
+            _check_adapter(registry, name, report, blobs, logs)
     report.problems.sort(key=lambda problem: problem.where)
     return report
 
@@ -82,11 +81,9 @@ def _check_adapter(
 ) -> None:
     versions = _versions(registry, name, report)
     report.versions += len(versions)
-    for version in versions.values():
-        if version.status != "deleted":  # its bytes may be gone
-            blobs.add(version.record)
     for checked in [pool.submit(_check_version, registry, v.record, report) for v in versions.values()]:
         checked.result()
+    blobs.check([v.record for v in versions.values() if v.status != "deleted"], report)  # else they may be gone
     _check_digests(registry, versions.values(), report)
     _check_channels(registry, name, versions, report)
 
@@ -176,32 +173,37 @@ def _upgrade(error: AdapterHubError) -> str:
 
 
 class _Blobs:
-    """The files to hash, each content of a tenant once."""
+    """Files are hashed, each content of a tenant once."""
 
-    def __init__(self) -> None:
-        self._found: dict[tuple[str, str], tuple[Record, FileEntry, list[str]]] = {}
+    def __init__(self, registry: Registry, pool: ThreadPoolExecutor, progress: Progress | None) -> None:
+        self._registry = registry
+        self._pool = pool
+        self._progress = progress
+        self._found: dict[tuple[str, str], str] = {}  # tenant and sha256 → what is wrong, empty where nothing is
 
-    def add(self, record: Record) -> None:
-        for file in record.manifest.files:
-            _, _, places = self._found.setdefault((record.name.tenant, file.sha256), (record, file, []))
-            places.append(f"{record.ref} {file.path}")
-
-    def check(self, registry: Registry, report: Report, pool: ThreadPoolExecutor, progress: Progress | None) -> None:
+    def check(self, records: Sequence[Record], report: Report) -> None:
         """Raises StorageError where the registry went away."""
-
-        def check(record: Record, file: FileEntry) -> str:
-            try:
-                registry.check_file(record, file.path)
-            except (IntegrityError, NotFound) as error:
-                return error.why or error.what
-            if progress:
-                progress(file.size)
-            return ""
-
-        running = [(pool.submit(check, record, file), file, places) for record, file, places in self._found.values()]
-        for checked, file, places in running:
+        files = [(record, file) for record in records for file in record.manifest.files]
+        new = {_key(*one): one for one in files if _key(*one) not in self._found}
+        for (key, (_, file)), wrong in zip(new.items(), self._pool.map(self._check, new.values()), strict=True):
+            self._found[key] = wrong
             report.files += 1
             report.size += file.size
-            todo = "restore the file from a copy of the registry, or yank the version and publish it again"
-            if what := checked.result():
-                report.problems += [Problem(where, what, todo) for where in places]
+        for record, file in files:
+            if wrong := self._found[_key(record, file)]:
+                todo = "restore the file from a copy of the registry, or yank the version and publish it again"
+                report.problems.append(Problem(f"{record.ref} {file.path}", wrong, todo))
+
+    def _check(self, one: tuple[Record, FileEntry]) -> str:
+        record, file = one
+        try:
+            self._registry.check_file(record, file.path)
+        except (IntegrityError, NotFound) as error:
+            return error.why or error.what
+        if self._progress:
+            self._progress(file.size)
+        return ""
+
+
+def _key(record: Record, file: FileEntry) -> tuple[str, str]:
+    return record.name.tenant, file.sha256
