@@ -21,11 +21,10 @@ from adapterhub.errors import AdapterError, AlreadyExists, IntegrityError, NotFo
 from adapterhub.registry.s3_address import Address
 from adapterhub.registry.s3_download import Stream, pieces
 from adapterhub.registry.s3_errors import Denied, UploadGone, way_out
-from adapterhub.registry.s3_requests import Patience, Requests
+from adapterhub.registry.s3_requests import Patience, Requests, Sizes
 from adapterhub.registry.s3_upload import Upload, read_fully
 from adapterhub.registry.store import Entry, check_key, check_size
 
-LARGE = 64 * 2**20  # bytes; from here on in parts
 _PAGE = 1000  # keys of a LIST, and of a DeleteObjects
 _NEXT_PAGE = {"NextContinuationToken": "ContinuationToken"}
 
@@ -33,9 +32,9 @@ _NEXT_PAGE = {"NextContinuationToken": "ContinuationToken"}
 class S3Store:
     """Keys below a prefix of a bucket. Touches nothing until it is asked."""
 
-    def __init__(self, address: Address, *, patience: Patience | None = None) -> None:
+    def __init__(self, address: Address, *, patience: Patience | None = None, sizes: Sizes | None = None) -> None:
         self.address = address
-        self._requests = Requests(address, patience or Patience())
+        self._requests = Requests(address, patience or Patience(), sizes or Sizes())
 
     @property
     def url(self) -> str:
@@ -57,7 +56,7 @@ class S3Store:
         check_key(key)
         if self._is_stored(key, size=size, sha256=sha256):
             return
-        if size >= LARGE:
+        if size >= self._requests.sizes.large:
             upload = Upload(self._requests, key, size=size, sha256=sha256, conditional=not self.single_writer)
             upload.send(source, exists=lambda: self._is_stored(key, size=size, sha256=sha256))
             return

@@ -18,7 +18,6 @@ from adapterhub.errors import AlreadyExists, StorageError, UnsafeStore
 from adapterhub.registry.s3_errors import Broken, PastEnd
 from adapterhub.registry.s3_requests import Requests
 
-RANGE = 8 * 2**20  # bytes of a request
 PARALLEL = 4
 AHEAD = 5  # ranges on the way or waiting to be read: 40 MiB, whatever the size of the value
 _PIECE = 256 * 2**10  # bytes of a read from the socket
@@ -71,12 +70,12 @@ class Stream(io.RawIOBase):
 
     def _following(self) -> memoryview:
         """The next range; empty at the end."""
-        if len(self._buffer) == RANGE:
+        if len(self._buffer) == self._requests.sizes.range:
             self._spare.append(self._buffer)
         while self._next < self._size and len(self._ahead) < AHEAD:
-            start, self._next = self._next, min(self._next + RANGE, self._size)
+            start, self._next = self._next, min(self._next + self._requests.sizes.range, self._size)
             size = self._next - start
-            data = self._spare.pop() if self._spare and size == RANGE else bytearray(size)
+            data = self._spare.pop() if self._spare and size == self._requests.sizes.range else bytearray(size)
             self._ahead.append(self._threads().submit(self._fetch, start, data))
         self._buffer = self._ahead.popleft().result() if self._ahead else bytearray()
         return memoryview(self._buffer)
@@ -130,12 +129,13 @@ class _First:
 
     def _rest(self) -> None:
         start = self._offset + len(self._data)
-        wanted = f"bytes={start}-{self._offset + RANGE - 1}"
+        end = self._offset + self._requests.sizes.range
+        wanted = f"bytes={start}-{end - 1}"
         condition = {"IfMatch": self.etag} if self._data else {}
         answer = self._requests.once("get_object", key=self._key, Range=wanted, **condition)
         self.etag = answer["ETag"]
         self.size = _check_range(answer, start, self._requests)
-        left = min(self._offset + RANGE, self.size) - start
+        left = min(end, self.size) - start
         for piece in pieces(answer["Body"], left, self._requests.patience.read, self._closing):
             self._data += piece
 

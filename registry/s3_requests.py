@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from adapterhub.errors import UsageError
@@ -21,6 +22,7 @@ from adapterhub.registry.s3_errors import foreign, is_passing, is_timeout, wrapp
 
 T = TypeVar("T")
 _CONNECTIONS = 32  # at once
+_MAKING = threading.Lock()  # a session makes one client at a time
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,22 @@ class Patience:
         return random.uniform(0, longest)  # noqa: S311 - jitter, no secret
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of what goes over the wire at once. An upload holds five parts in memory, a download five ranges."""
+
+    large: int = 64 * 2**20  # from here on a file goes in parts
+    part: int = 16 * 2**20
+    range: int = 8 * 2**20
+
+
 class Requests:
     """A client of one bucket, for any number of threads; made by the first request."""
 
-    def __init__(self, address: Address, patience: Patience) -> None:
+    def __init__(self, address: Address, patience: Patience, sizes: Sizes) -> None:
         self.address = address
         self.patience = patience
-        self._lock = threading.Lock()
+        self.sizes = sizes
         self._client: Any = None
 
     def call(self, operation: str, *, key: str = "", **parameters: Any) -> dict[str, Any]:
@@ -91,24 +102,31 @@ class Requests:
             parameters |= {parameter: page[field] for field, parameter in tokens.items() if page.get(field)}
 
     def _connected(self) -> Any:
-        with self._lock:
+        with _MAKING:
             if self._client is None:
                 self._client = _client(self.address, self.patience)
             return self._client
 
 
-def _client(address: Address, patience: Patience) -> Any:
+@cache
+def session(profile: str, region: str) -> Any:
+    """boto3's, with the credentials: one for all clients of a process, because reading S3's model takes 0.1 s."""
     import boto3
+
+    return boto3.session.Session(profile_name=profile or None, region_name=region or None)
+
+
+def _client(address: Address, patience: Patience) -> Any:
     from botocore.config import Config
 
     own_endpoint = address.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     try:
-        session = boto3.session.Session(profile_name=address.profile or None, region_name=address.region or None)
-        return session.client(
+        ours = session(address.profile, address.region)
+        return ours.client(
             "s3",
             endpoint_url=address.endpoint or None,
             # a store of one's own has no regions, but the signature needs one
-            region_name=session.region_name or ("us-east-1" if own_endpoint else None),
+            region_name=ours.region_name or ("us-east-1" if own_endpoint else None),
             config=Config(
                 connect_timeout=patience.connect,
                 read_timeout=patience.read,

@@ -19,8 +19,7 @@ from adapterhub.errors import AdapterError, AlreadyExists, UnsafeStore
 from adapterhub.registry.s3_errors import Denied, UploadGone
 from adapterhub.registry.s3_requests import Requests
 
-PART = 16 * 2**20  # bytes; memory is at most PARALLEL + 1 of them
-PARALLEL = 4
+PARALLEL = 4  # memory is at most one part more
 _MOST_PARTS = 10_000  # S3's limit
 _TRIES = 3  # of an upload that somebody else ended
 
@@ -49,10 +48,10 @@ class Part:
         return {"PartNumber": self.number, "ETag": self.etag} | checksum
 
 
-def part_size(size: int) -> int:
+def part_size(size: int, *, usual: int) -> int:
     """Bytes of each part but the last: a function of the file's size alone, or nobody could go on."""
     least = -(-size // _MOST_PARTS)
-    return max(PART, -(-least // 2**20) * 2**20)
+    return max(usual, -(-least // 2**20) * 2**20)
 
 
 class Upload:
@@ -135,7 +134,7 @@ class Upload:
 
     def _read(self, source: BinaryIO, whole: Any) -> Iterator[bytes]:
         """The file's parts in order, hashed into ``whole``; at most one byte more than was announced."""
-        size, left = part_size(self._size), self._size + 1
+        size, left = part_size(self._size, usual=self._requests.sizes.part), self._size + 1
         while left and (data := read_fully(source, min(size, left))):
             whole.update(data)
             left -= len(data)

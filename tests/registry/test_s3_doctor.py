@@ -14,9 +14,9 @@ from adapterhub.errors import UnsafeStore
 from adapterhub.refs import AdapterName
 from adapterhub.registry import ObjectRegistry
 from adapterhub.registry.doctor import notes, prove
-from adapterhub.registry.s3 import LARGE, S3Store
+from adapterhub.registry.s3 import S3Store
 from adapterhub.registry.s3_address import Address
-from adapterhub.registry.s3_requests import Patience
+from adapterhub.registry.s3_requests import Patience, Sizes
 
 EAGER = Patience(wait=lambda seconds: None)
 
@@ -64,7 +64,7 @@ def test_a_registry_of_many_writers_is_not_opened_by_a_single_one(
 
 def test_rclone_takes_and_gives_large_files(rclone: Address) -> None:
     alone = S3Store(replace(rclone, single_writer=True), patience=EAGER)
-    value = bytes(range(256)) * (LARGE // 256 + 5000)
+    value = bytes(range(256)) * (Sizes().large // 256 + 5000)
     sha256 = hashlib.sha256(value).hexdigest()
     for _ in range(2):
         alone.create_file("a/large", io.BytesIO(value), size=len(value), sha256=sha256)

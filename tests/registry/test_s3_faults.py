@@ -14,25 +14,26 @@ from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, ObjectRegistry
 from adapterhub.registry import s3_download as download
 from adapterhub.registry import s3_upload as upload
-from adapterhub.registry.s3 import LARGE, S3Store
+from adapterhub.registry.s3 import S3Store
 from adapterhub.registry.s3_address import Address
-from adapterhub.registry.s3_requests import Patience
+from adapterhub.registry.s3_requests import Patience, Sizes, session
 
 EAGER = Patience(wait=lambda seconds: None)
 SHORT = replace(EAGER, connect=0.5, read=0.3)
-LARGE_FILE = b"".join(hashlib.sha256(bytes([n])).digest() * 2**15 for n in range(LARGE // 2**20 + 3))
+SMALL = Sizes(large=4 * 2**20, part=2**20, range=2**19)
+LARGE_FILE = b"".join(hashlib.sha256(bytes([n])).digest() * 2**14 for n in range(11))
 LARGE_SHA256 = hashlib.sha256(LARGE_FILE).hexdigest()
-PARTS = -(-len(LARGE_FILE) // upload.PART)
+PARTS = -(-len(LARGE_FILE) // SMALL.part)
 
 
 @pytest.fixture
 def store(s3_address: Address, proxy: Any) -> S3Store:
     """Through the proxy."""
-    return S3Store(replace(s3_address, endpoint=proxy.url), patience=EAGER)
+    return S3Store(replace(s3_address, endpoint=proxy.url), patience=EAGER, sizes=SMALL)
 
 
 def impatient(store: S3Store) -> S3Store:
-    return S3Store(store.address, patience=SHORT)
+    return S3Store(store.address, patience=SHORT, sizes=SMALL)
 
 
 def put_large(store: S3Store, source: io.BytesIO | None = None) -> None:
@@ -103,10 +104,10 @@ def test_a_large_file_goes_in_parts_and_comes_in_ranges(store: S3Store, proxy: A
     assert proxy.count("PUT", "partNumber") == PARTS + 4
     with store.open("a/large", offset=1) as stream:
         assert b"".join(iter(lambda: stream.read(2**20), b"")) == LARGE_FILE[1:]
-    ranges = -(-(len(LARGE_FILE) - 1) // download.RANGE)
+    ranges = -(-(len(LARGE_FILE) - 1) // SMALL.range)
     assert proxy.count("GET", "a/large") >= ranges + 6
     with store.open("a/large") as stream:  # left early: nothing stays behind, nothing is raised
-        stream.read(download.RANGE + 1)
+        stream.read(SMALL.range + 1)
     proxy.requests.clear()
     put_large(store)
     assert [line.split()[0] for line in proxy.requests] == ["HEAD"]
@@ -115,7 +116,7 @@ def test_a_large_file_goes_in_parts_and_comes_in_ranges(store: S3Store, proxy: A
 def test_an_upload_that_was_killed_goes_on_by_part(store: S3Store, proxy: Any) -> None:
     class Killed(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
-            if self.tell() > 3 * upload.PART:
+            if self.tell() > 3 * SMALL.part:
                 raise KeyboardInterrupt
             return super().read(size)
 
@@ -124,20 +125,26 @@ def test_an_upload_that_was_killed_goes_on_by_part(store: S3Store, proxy: Any) -
     sent = proxy.count("PUT", "partNumber")
     assert sent == 4
     assert not store.exists("a/large")
-    put_large(S3Store(store.address, patience=EAGER))
+    put_large(S3Store(store.address, patience=EAGER, sizes=SMALL))
     assert proxy.count("PUT", "partNumber") == PARTS
     assert proxy.sent < len(LARGE_FILE) + 10_000
     assert store.sweep(older_than=-60) == 0
 
 
+def test_a_file_of_any_size_has_few_enough_parts() -> None:
+    for size in (1, 2**30, 200 * 2**30, 5 * 2**40):
+        assert -(-size // upload.part_size(size, usual=16 * 2**20)) <= 10_000
+    assert upload.part_size(2**30, usual=16 * 2**20) == 16 * 2**20
+
+
 def test_parts_of_another_file_are_sent_anew(store: S3Store, proxy: Any) -> None:
     begun = upload.Upload(store._requests, "a/large", size=1, sha256="", conditional=True)
-    other = bytes(upload.PART)
+    other = bytes(SMALL.part)
     begun._send_part(begun._begin(), 2, other, None)
     put_large(store)
     assert proxy.count("PUT", "partNumber") == PARTS + 1
-    with store.open("a/large", offset=upload.PART) as stream:
-        assert stream.read(100) == LARGE_FILE[upload.PART :][:100]
+    with store.open("a/large", offset=SMALL.part) as stream:
+        assert stream.read(100) == LARGE_FILE[SMALL.part :][:100]
 
 
 def test_a_file_that_is_another_than_announced_leaves_nothing(store: S3Store) -> None:
@@ -231,26 +238,28 @@ def test_what_a_head_cannot_say_a_list_does(store: S3Store, proxy: Any) -> None:
 
 def test_no_bucket(s3_address: Address) -> None:
     with pytest.raises(StorageError, match="no bucket nowhere") as refused:
-        S3Store(replace(s3_address, bucket="nowhere"), patience=EAGER).create("a/b", b"1")
+        S3Store(replace(s3_address, bucket="nowhere"), patience=EAGER, sizes=SMALL).create("a/b", b"1")
     assert refused.value.hint == "aws s3 mb s3://nowhere"
 
 
 def test_no_credentials(s3_address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
+    session.cache_clear()
     with pytest.raises(StorageError, match="no credentials") as refused:
-        S3Store(s3_address, patience=EAGER).read("a/b")
+        S3Store(s3_address, patience=EAGER, sizes=SMALL).read("a/b")
     assert "AWS_PROFILE" in refused.value.hint
+    session.cache_clear()
 
 
 def test_no_such_profile(s3_address: Address) -> None:
     with pytest.raises(StorageError, match="never-made") as refused:
-        S3Store(replace(s3_address, profile="never-made"), patience=EAGER).read("a/b")
+        S3Store(replace(s3_address, profile="never-made"), patience=EAGER, sizes=SMALL).read("a/b")
     assert "list-profiles" in refused.value.hint
 
 
 def test_an_endpoint_that_is_down(s3_address: Address) -> None:
-    store = S3Store(replace(s3_address, endpoint="http://127.0.0.1:1"), patience=EAGER)
+    store = S3Store(replace(s3_address, endpoint="http://127.0.0.1:1"), patience=EAGER, sizes=SMALL)
     for action in (lambda: store.read("a/b"), lambda: store.exists("a/b"), lambda: store.keys("a/")):
         with pytest.raises(StorageError, match="cannot be reached") as refused:
             action()
@@ -265,7 +274,9 @@ def test_an_endpoint_that_hangs(store: S3Store, proxy: Any) -> None:
 
 
 def test_an_endpoint_without_tls(s3_address: Address) -> None:
-    store = S3Store(replace(s3_address, endpoint=s3_address.endpoint.replace("http:", "https:")), patience=EAGER)
+    store = S3Store(
+        replace(s3_address, endpoint=s3_address.endpoint.replace("http:", "https:")), patience=EAGER, sizes=SMALL
+    )
     with pytest.raises(StorageError, match="cannot be reached") as refused:
         store.read("a/b")
     assert "AWS_CA_BUNDLE" in refused.value.hint
