@@ -18,6 +18,8 @@ from adapterhub.registry.signing import Signers
 from adapterhub.settings import load_settings
 
 if TYPE_CHECKING:
+    from adapterhub.base import BaseModel
+    from adapterhub.registry.bundle_index import Bundled, Index
     from adapterhub.registry.bundles import Opened
 
 
@@ -128,7 +130,7 @@ def open_bundle(file: Path, home: Path, *, signers: Signers, registry: str | Non
         return opened(file, home / "bundles", signers=signers, progress=progress)
 
 
-def _bundled(registry: Registry, ref: AdapterRef) -> Any:
+def _bundled(registry: Registry, ref: AdapterRef) -> Bundled:
     from adapterhub.registry.bundle_index import Bundled
     from adapterhub.registry.copying import original
 
@@ -136,12 +138,12 @@ def _bundled(registry: Registry, ref: AdapterRef) -> Any:
     return Bundled(original(registry, registry.resolve(ref)), channel)
 
 
-def _find(base: str) -> Any:
+def _find(base: str) -> BaseModel:
     from adapterhub.base import find_base
 
     return find_base(base)
 
 
-def _as_json(index: Any) -> dict[str, Any]:
+def _as_json(index: Index) -> dict[str, Any]:
     versions = [{"ref": str(one.record.ref), "digest": one.record.digest} for one in index.versions]
     return {"versions": versions, "base": index.base.name if index.base else None, "size": index.size, "id": index.id}
