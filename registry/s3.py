@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 from adapterhub.errors import AdapterError, AlreadyExists, IntegrityError, NotFound, StorageError
 from adapterhub.registry.s3_address import Address
 from adapterhub.registry.s3_download import Stream, pieces
-from adapterhub.registry.s3_errors import Denied, UploadGone, way_out
+from adapterhub.registry.s3_errors import Denied, UploadGone, was_answered, way_out
 from adapterhub.registry.s3_requests import Patience, Requests, Sizes
 from adapterhub.registry.s3_upload import Upload, read_fully
 from adapterhub.registry.store import Entry, check_key, check_size
@@ -103,7 +103,9 @@ class S3Store:
             self._requests.call("head_object", key=key)
         except NotFound:
             return False
-        except StorageError:  # a HEAD has no body that says why, a LIST has
+        except StorageError as error:
+            if not was_answered(error):
+                raise
             return self._is_listed(key)
         return True
 
@@ -185,7 +187,9 @@ class S3Store:
             found = self._requests.call("head_object", key=key, ChecksumMode="ENABLED")
         except NotFound:
             return False
-        except Denied:
+        except StorageError as error:
+            if not was_answered(error):
+                raise
             return self._is_listed(key)
         told = found.get("ChecksumSHA256", "")
         in_parts = "-" in told + found.get("ETag", "")  # "…-3": then it is the hash of the parts' hashes

@@ -102,6 +102,11 @@ def is_timeout(error: Exception) -> bool:
     return type(error).__name__ in _TIMEOUTS
 
 
+def was_answered(error: StorageError) -> bool:
+    """Whether the store said no, rather than nothing. To a HEAD it cannot say why: ask with a LIST."""
+    return isinstance(error.__cause__, Exception) and _answer(error.__cause__) is not None
+
+
 def wrapped(error: Exception, address: Address, *, key: str = "") -> AdapterHubError:
     """The error that our callers see. ``key``: what the request was about."""
     answer = _answer(error)

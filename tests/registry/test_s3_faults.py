@@ -236,6 +236,13 @@ def test_what_a_head_cannot_say_a_list_does(store: S3Store, proxy: Any) -> None:
         store.read("a/b")
 
 
+def test_a_store_that_hangs_is_not_asked_twice_over(store: S3Store, proxy: Any) -> None:
+    proxy.breaks("hang", "HEAD", times=100)
+    with pytest.raises(StorageError, match="did not answer in time"):
+        impatient(store).exists("a/b")
+    assert len(proxy.requests) == SHORT.attempts_timeout
+
+
 def test_no_bucket(s3_address: Address) -> None:
     with pytest.raises(StorageError, match="no bucket nowhere") as refused:
         S3Store(replace(s3_address, bucket="nowhere"), patience=EAGER, sizes=SMALL).create("a/b", b"1")
