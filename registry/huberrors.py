@@ -39,24 +39,32 @@ def hub_errors(what: str, *, page: str = "") -> Iterator[None]:
     from huggingface_hub import errors as hub
 
     transport = hub.HfHubHTTPError.__bases__[0]  # the HTTP library's own root, whichever library that is
+    known = (transport, hub.OfflineModeIsEnabled, hub.LocalTokenNotFoundError, ValueError)
     try:
         yield
-    except hub.OfflineModeIsEnabled as error:
-        raise StorageError(
-            what, why="the offline mode of huggingface_hub is on", hint="unset HF_HUB_OFFLINE, then " + _AGAIN
-        ) from error
-    except hub.LocalTokenNotFoundError as error:
-        raise StorageError(what, why="there is no token for the Hub", hint=LOGIN) from error
-    except hub.HFValidationError as error:
-        raise InvalidName(what, why=str(error), hint="look at the name of the organisation and the adapter") from error
-    except hub.HfHubHTTPError as error:
-        raise _answered(error, what, page) from error
-    except transport as error:
-        raise Busy(
-            what, why=f"the Hub did not answer: {error!r}", hint=f"look whether it is up, then {_AGAIN}"
-        ) from error
-    except ValueError as error:  # the client's word for metadata that the Hub refuses, and for broken answers
-        raise StorageError(what, why=str(error), hint=f"look at {page}" if page else _AGAIN) from error
+    except known as error:
+        raise _judged(error, what, page) from error
+    except RuntimeError as error:  # the client's, around what broke an upload
+        if not isinstance(error.__cause__, known):
+            raise
+        raise _judged(error.__cause__, what, page) from error
+
+
+def _judged(error: BaseException, what: str, page: str) -> AdapterHubError:
+    from huggingface_hub import errors as hub
+
+    if isinstance(error, hub.HfHubHTTPError):
+        return _answered(error, what, page)
+    if isinstance(error, hub.OfflineModeIsEnabled):
+        why = "the offline mode of huggingface_hub is on"
+        return StorageError(what, why=why, hint=f"unset HF_HUB_OFFLINE, then {_AGAIN}")
+    if isinstance(error, hub.LocalTokenNotFoundError):
+        return StorageError(what, why="there is no token for the Hub", hint=LOGIN)
+    if isinstance(error, hub.HFValidationError):
+        return InvalidName(what, why=str(error), hint="look at the name of the organisation and the adapter")
+    if isinstance(error, ValueError):  # the client's word for metadata that the Hub refuses, and for broken answers
+        return StorageError(what, why=str(error), hint=f"look at {page}" if page else _AGAIN)
+    return Busy(what, why=f"the Hub did not answer: {error!r}", hint=f"look whether it is up, then {_AGAIN}")
 
 
 def _answered(error: Any, what: str, page: str) -> AdapterHubError:

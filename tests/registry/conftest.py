@@ -21,7 +21,8 @@ import pytest
 
 from adapterhub.manifest import FORMAT, FileEntry, LoraShape, Manifest, Verdict, Verdicts, canonical_json
 from adapterhub.refs import AdapterName
-from adapterhub.registry import Draft, ObjectRegistry, Store, layout
+from adapterhub.registry import Draft, ObjectRegistry, Registry, Store, layout
+from adapterhub.registry.hub import HubRegistry
 from adapterhub.registry.local import LocalStore
 from adapterhub.registry.memory import MemoryStore
 from adapterhub.registry.s3 import S3Store
@@ -38,7 +39,9 @@ EAGER = Patience(wait=lambda seconds: None)  # tries again at once
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """moto's S3 over HTTP, with one empty bucket."""
-    from moto.server import ThreadedMotoServer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S3_UPLOAD_PART_MIN_SIZE", str(2**20))  # read when moto is imported
+        from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -89,17 +92,57 @@ def rclone_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(params=["memory", "local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Every backend runs every test that asks for a store."""
-    if request.param == "s3":
+    return _store(request.param, request, tmp_path)
+
+
+def _store(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if kind == "s3":
         return S3Store(request.getfixturevalue("s3_address"), patience=EAGER)
-    return MemoryStore() if request.param == "memory" else LocalStore(tmp_path / "registry")
+    return MemoryStore() if kind == "memory" else LocalStore(tmp_path / "registry")
 
 
 @pytest.fixture
 def registry(store: Store) -> ObjectRegistry:
+    """For what is about keys in a store; what every registry promises is tested with `every_registry`."""
+    return _objects(store)
+
+
+def _objects(store: Store) -> ObjectRegistry:
     """On S3 with registry.json there: the proof of each first publish is 25 requests, and test_s3_doctor's matter."""
     if isinstance(store, S3Store):
         create_hint(store, layout.REGISTRY, canonical_json({"format": FORMAT, "id": "test"}))
     return ObjectRegistry(store)
+
+
+@pytest.fixture(params=["memory", "local", "s3", "hub"])
+def every_registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
+    """Every kind, over stores and not."""
+    if request.param == "hub":
+        return hub_registry(request.getfixturevalue("hub_server"))
+    return _objects(_store(request.param, request, tmp_path))
+
+
+@pytest.fixture(scope="session")
+def running_hub() -> Iterator[Any]:
+    with _load("hub_server").HubServer().running() as server:
+        yield server
+
+
+@pytest.fixture
+def hub_server(running_hub: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A `hub_server.HubServer` without repositories; the client waits for nothing and uploads by HTTP."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # on for all other tests
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    running_hub.clear()
+    return running_hub
+
+
+def hub_registry(server: Any, *, org: str = "acme-models", token: str = "hf_writer") -> HubRegistry:
+    return HubRegistry(org, endpoint=server.endpoint, token=token, wait=lambda seconds: None)
 
 
 @pytest.fixture
