@@ -17,8 +17,9 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from adapterhub.errors import AdapterError, AlreadyExists, Conflict, Gone, NotFound, StorageError
+from adapterhub.errors import AdapterError, AlreadyExists, Conflict, Gone, IntegrityError, NotFound, StorageError
 from adapterhub.manifest import FileEntry, Record, parse_json
 from adapterhub.refs import AdapterName
 from adapterhub.registry import hublayout as layout
@@ -121,7 +122,19 @@ class HubPublisher:
                     hint=f"publish under another name, or bring it in: ah publish hf://{repo} --name …",
                 )
             self._hub.create_branch(repo, layout.LOG_BRANCH, refs.branches[layout.MAIN])
+        self._check_owner(repo, name, refs.branches[layout.MAIN])
         return refs.branches[layout.MAIN]
+
+    def _check_owner(self, repo: str, name: AdapterName, commit: str) -> None:
+        """Raises IntegrityError for the repository of another adapter, StorageError for one that was renamed."""
+        found = self._record_at(repo, commit)
+        owner = f"{found.get('tenant')}/{found.get('adapter')}"
+        if found and owner != str(name):
+            raise IntegrityError(
+                f"the repository {repo} holds versions of {owner}",
+                why="it was renamed on the Hub",
+                hint=f"give it its name back in its settings on the Hub: {self._hub.page(repo)}",
+            )
 
     # ── the commit and its tag ───────────────────────────────────────────────────────────────────────────────
 
@@ -162,10 +175,7 @@ class HubPublisher:
 
     def _publish_id(self, repo: str, revision: str) -> str:
         """Of the version there; empty where none is."""
-        try:
-            return str(parse_json(self._hub.read(repo, layout.RECORD, revision), what=repo).get("publish_id", ""))
-        except NotFound:
-            return ""
+        return str(self._record_at(repo, revision).get("publish_id", ""))
 
     def _commit(self, repo: str, branch: str, parent: str, record: Record, add: Content, *, keep: Content) -> str:
         """The new head of ``branch``, with these files and of others only what is in ``keep``."""
@@ -175,16 +185,18 @@ class HubPublisher:
             except (Busy, Stale):
                 self._pause(attempt)
                 parent = self._hub.refs(repo).branches.get(branch, parent)
-                if self._record_at(repo, parent) == (record.publish_id, record.version):
+                there = self._record_at(repo, parent)
+                if (there.get("publish_id"), there.get("version")) == (record.publish_id, record.version):
                     return parent  # the reply was lost, the commit was not
         raise _no_end(repo)
 
-    def _record_at(self, repo: str, commit: str) -> tuple[str, int]:
+    def _record_at(self, repo: str, revision: str) -> dict[str, Any]:
+        """The record's JSON; empty where none is."""
         try:
-            found = parse_json(self._hub.read(repo, layout.RECORD, commit), what=repo)
+            found = parse_json(self._hub.read(repo, layout.RECORD, revision), what=f"{layout.RECORD} of {repo}")
         except NotFound:
-            return "", 0
-        return str(found.get("publish_id", "")), int(found.get("version", 0))
+            return {}
+        return found if isinstance(found, dict) else {}
 
     # ── afterwards ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -194,7 +206,7 @@ class HubPublisher:
         try:
             for attempt in range(_TRIES):
                 head = self._hub.refs(repo).branches[layout.MAIN]
-                if self._record_at(repo, head)[1] >= record.version:
+                if int(self._record_at(repo, head).get("version", 0)) >= record.version:
                     return
                 try:
                     self._lay(repo, layout.MAIN, head, record, add, keep=add)

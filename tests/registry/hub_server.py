@@ -95,6 +95,7 @@ class HubServer:
         self.uploaded: list[str] = []  # sha256 of what was sent
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.hidden: list[str] = []  # files that are never taken
         self.stale_refs: dict[str, list[Any]] = {}  # answers of earlier to give out first
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
@@ -116,7 +117,15 @@ class HubServer:
         self.faults.append(Fault(method, path, status, **how))
 
     def clear(self) -> None:
-        for kept in (self.repositories, self.renamed, self.large, self.uploaded, self.faults, self.requests):
+        for kept in (
+            self.repositories,
+            self.renamed,
+            self.large,
+            self.uploaded,
+            self.faults,
+            self.requests,
+            self.hidden,
+        ):
             kept.clear()
         self.stale_refs.clear()
 
@@ -137,6 +146,10 @@ class HubServer:
     def tree(self, repo: str, revision: str) -> dict[str, bytes]:
         found = self.repositories[repo]
         return {path: file.data for path, file in found.trees[str(found.find(revision))].items()}
+
+    def answer_refs(self, repo: str) -> dict[str, Any]:
+        found = self.repositories[repo]
+        return {"branches": _refs("heads", found.branches), "tags": _refs("tags", found.tags), "converts": []}
 
     def rename(self, old: str, new: str) -> None:
         self.repositories[new] = self.repositories.pop(old)
@@ -292,14 +305,10 @@ class _Handler(BaseHTTPRequestHandler):
         return {"id": repo, "modelId": repo, "sha": commit, "private": found.private, "siblings": files, "tags": []}
 
     def refs(self, body: bytes, repo: str) -> Any:
-        found = self._repository(repo)
+        self._repository(repo)
         if self.hub.stale_refs.get(repo):
             return self.hub.stale_refs[repo].pop(0)
-        return {
-            "branches": _refs("heads", found.branches),
-            "tags": _refs("tags", found.tags),
-            "converts": [],
-        }
+        return self.hub.answer_refs(repo)
 
     def tree(self, body: bytes, repo: str, revision: str) -> Any:
         found, commit = self._at(repo, revision)
@@ -317,7 +326,7 @@ class _Handler(BaseHTTPRequestHandler):
         found, commit = self._at(repo, revision)
         tree, asked = found.trees[commit], json.loads(body)
         hidden = tree.get(".gitignore", File(b"", False)).data.decode().split()
-        hidden = asked["gitIgnore"].split() if "gitIgnore" in asked else hidden
+        hidden = (asked["gitIgnore"].split() if "gitIgnore" in asked else hidden) + self.hub.hidden
         return {"files": [_upload_mode(file["path"], tree, hidden) for file in asked["files"]]}
 
     def lfs_batch(self, body: bytes, repo: str) -> Any:
