@@ -19,7 +19,9 @@ from adapterhub.registry.s3_errors import Broken, PastEnd
 from adapterhub.registry.s3_requests import Requests
 
 PARALLEL = 4
-AHEAD = 5  # ranges on the way or waiting to be read: 40 MiB, whatever the size of the value
+AHEAD = (
+    5  # ranges on the way or waiting to be read, beside the one that is read: 48 MiB, whatever the size of the value
+)
 _PIECE = 256 * 2**10  # bytes of a read from the socket
 _SLOWEST = 1024  # bytes a second: below this for the time of one timeout, a body stands still
 

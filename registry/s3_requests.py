@@ -45,10 +45,10 @@ class Patience:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of what goes over the wire at once. An upload holds five parts in memory, a download five ranges."""
+    """Bytes of what goes over the wire at once. An upload holds nine parts in memory, a download six ranges."""
 
     large: int = 64 * 2**20  # from here on a file goes in parts
-    part: int = 16 * 2**20
+    part: int = 8 * 2**20
     range: int = 8 * 2**20
 
 

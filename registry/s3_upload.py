@@ -19,7 +19,7 @@ from adapterhub.errors import AdapterError, AlreadyExists, UnsafeStore
 from adapterhub.registry.s3_errors import Denied, UploadGone
 from adapterhub.registry.s3_requests import Requests
 
-PARALLEL = 4  # memory is at most one part more
+PARALLEL = 8  # memory is at most one part more
 _MOST_PARTS = 10_000  # S3's limit
 _TRIES = 3  # of an upload that somebody else ended
 

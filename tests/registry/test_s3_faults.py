@@ -133,8 +133,8 @@ def test_an_upload_that_was_killed_goes_on_by_part(store: S3Store, proxy: Any) -
 
 def test_a_file_of_any_size_has_few_enough_parts() -> None:
     for size in (1, 2**30, 200 * 2**30, 5 * 2**40):
-        assert -(-size // upload.part_size(size, usual=16 * 2**20)) <= 10_000
-    assert upload.part_size(2**30, usual=16 * 2**20) == 16 * 2**20
+        assert -(-size // upload.part_size(size, usual=8 * 2**20)) <= 10_000
+    assert upload.part_size(2**30, usual=8 * 2**20) == 8 * 2**20
 
 
 def test_parts_of_another_file_are_sent_anew(store: S3Store, proxy: Any) -> None:
