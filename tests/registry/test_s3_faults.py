@@ -80,6 +80,11 @@ def test_a_publisher_whose_replies_are_lost_publishes_one_version(
     record = registry.publish(drafts[1], name=name, author="ana")
     proxy.breaks("lose", "PUT", "/ch/")
     registry.set_channel(name, "prod", {2: 100}, who="ana")
+    proxy.breaks("lose", "PUT", "/ev/")
+    registry.add_evaluation(name, 2, suite="gsm8k", metrics={"accuracy": 0.5}, who="ana")
+    proxy.breaks("lose", "PUT", "/st/")
+    registry.set_status(name, 1, "yanked", who="ana")
+    assert (len(registry.evaluations(name, 2)), len(registry.status_log(name, 1))) == (1, 1)
     assert record.version == 2
     assert registry.numbers(name) == [2, 1]
     assert len(registry.channel_log(name, "prod")) == 1
