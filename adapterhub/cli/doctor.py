@@ -105,12 +105,12 @@ def check_registry(url: str) -> Finding:
     from adapterhub.registry.doctor import prove
 
     try:
-        proofs = prove(open_store(url))
+        proofs = [] if url.startswith("hf://") else prove(open_store(url))  # the Hub keeps its tags itself
         tenants = open_registry(url).tenants()
     except AdapterHubError as error:
         return Finding("registry", "broken", str(error), error.hint or f"ah registry doctor '{url}'")
-    kept = "; ".join(p.promise for p in proofs)
-    return Finding("registry", "works", f"{url}: {len(tenants)} tenants; proven: {kept}")
+    kept = "; proven: " + "; ".join(p.promise for p in proofs) if proofs else ""
+    return Finding("registry", "works", f"{url}: {len(tenants)} tenants{kept}")
 
 
 def check_base(name: str | None) -> Finding:

@@ -21,12 +21,20 @@ from adapterhub.errors import UsageError
 from adapterhub.manifest import Record, to_plain
 from adapterhub.refs import AdapterName, check_channel
 from adapterhub.registry import ChannelMove, draft, open_registry
+from adapterhub.registry.hubimport import fetched, is_hub_source
 from adapterhub.registry.signing import sign, signature_of
 from adapterhub.settings import load_settings
 
 
 def publish(
-    path: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A run of `ah train`, or an adapter directory.")],
+    context: typer.Context,
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|DIR|hf://OWNER/REPO[@REVISION]",
+            help="A run of `ah train`, an adapter directory, or somebody's adapter on the Hugging Face Hub.",
+        ),
+    ],
     name: Annotated[
         str | None, typer.Option("--name", metavar="TENANT/ADAPTER", help="What to publish as; default: the run's.")
     ] = None,
@@ -54,7 +62,12 @@ def publish(
     labels = _labels(label or [])
     if channel is not None:
         check_channel(channel)
-    adapter = draft(path, base=_find_base(base or settings.base), allow_zero=allow_zero, purpose=purpose)
+    folder = Path(path)
+    if is_hub_source(path):
+        folder, source = context.with_resource(fetched(path))
+        labels = {**source.labels, **labels}
+        say(f"publishing {source.repo} as of {source.commit}")
+    adapter = draft(folder, base=_find_base(base or settings.base), allow_zero=allow_zero, purpose=purpose)
     if adapter.run is not None:
         chosen = chosen or adapter.run.name
         channel = channel or adapter.run.channel

@@ -174,12 +174,10 @@ def test_a_registry_that_cannot_be_written(ah: Ah, adapter: Path, tmp_path: Path
     refused(ah("publish", adapter, "--name", "acme/support", "--registry", tmp_path / "file"), "cannot be written")
 
 
-@pytest.mark.parametrize("url", ["s3://no bucket/x", "hf://org", "ftp://x", "file://host/x", ""])
+@pytest.mark.parametrize("url", ["s3://no bucket/x", "hf://org/x", "ftp://x", "file://host/x", ""])
 def test_registries_that_are_none(ah: Ah, url: str) -> None:
     done = ah("ls", "--registry", url) if url else ah("ls", "--registry", "http://")
     refused(done, "next:")
-    if url.startswith("hf"):
-        assert "later version" in done.err
 
 
 LIMITED = """
