@@ -23,6 +23,11 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
+def registry(every_registry: Registry) -> Registry:
+    return every_registry
+
+
+@pytest.fixture
 def signers(keys: dict[str, tuple[Path, Path]]) -> Signers:
     return Signers.read([keys["ana"][1]])
 
