@@ -40,6 +40,7 @@ COMMANDS = {
     "fsck": ("fsck", "fsck"),
     "export": ("export", "export"),
     "verify": ("export", "verify"),
+    "merge": ("merge", "merge"),
     "registry": ("registry", "app"),
     "doctor": ("doctor", "doctor"),
 }

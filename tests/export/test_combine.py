@@ -1,0 +1,63 @@
+"""Several adapters as one: sums against float64, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adapterhub import peftdir
+from adapterhub.export.combine import shrink, stack
+from adapterhub.registry.drafts import draft
+
+
+def deltas(folder: Path) -> dict[str, torch.Tensor]:
+    adapter, tensors = peftdir.read(folder), load_file(folder / "adapter_model.safetensors")
+    return {f.module: f.scale * tensors[f.b.name].double() @ tensors[f.a.name].double() for f in adapter.factors}
+
+
+def configure(folder: Path, **changes: Any) -> Path:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+def test_svd_is_the_nearest_of_its_rank() -> None:
+    torch.manual_seed(0)
+    parts = [(torch.randn(r, 24), torch.randn(40, r), s) for r, s in ((4, 0.5), (6, 2.0))]
+    a, b = stack(parts)
+    whole = b.double() @ a.double()
+    low_a, low_b, error = shrink(a, b, 3)
+    s = torch.linalg.svdvals(whole)
+    assert float((whole - low_b @ low_a).norm()) == pytest.approx(float(s[3:].norm()), rel=1e-6)
+    assert error == pytest.approx(float(s[3:].norm() / s.norm()), rel=1e-6)
+
+
+def test_cat_is_the_sum_with_rslora_and_patterns(
+    adapter_factory: Any, base_factory: Any, ah: Any, tmp_path: Path
+) -> None:
+    base = base_factory()
+    one = configure(adapter_factory(), use_rslora=True, alpha_pattern={"q_proj": 3})
+    two = configure(adapter_factory("b", rank=6, seed=1), lora_alpha=5)
+    ran = ah("merge", f"{one}:0.7", f"{two}:-0.3", "--base", base.path, "--to", tmp_path / "sum", "--json")
+    assert ran.code == 0
+    first, second, result = deltas(one), deltas(two), deltas(tmp_path / "sum" / "adapter")
+    for module, made in result.items():
+        want = 0.7 * first[module] - 0.3 * second[module]
+        assert float((made - want).norm() / want.norm()) < 1e-6
+    assert draft(tmp_path / "sum", base=base).manifest.lineage.method == "merge-cat"
+
+
+def test_bad_input(adapter_factory: Any, base_factory: Any, ah: Any, tmp_path: Path) -> None:
+    one, base, to = adapter_factory(), base_factory().path, tmp_path / "sum"
+    assert "two adapters" in ah("merge", one, "--base", base, "--to", to).err
+    assert "rank" in ah("merge", one, one, "--base", base, "--to", to, "--method", "svd").err
+    assert "base" in ah("merge", one, one, "--to", to).err
+    assert "exists" in ah("merge", one, one, "--base", base, "--to", base).err
+    configure(one, use_dora=True)
+    assert "DoRA" in ah("merge", one, one, "--base", base, "--to", to).err
+    assert not to.exists()
