@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +43,7 @@ from adapterhub.registry.hubclient import Hub, Refs
 from adapterhub.registry.huberrors import LOGIN, Busy, NoRepository, Stale
 from adapterhub.registry.hublog import Log, log_from_bytes, log_to_bytes
 from adapterhub.registry.hubpublish import HubPublisher
+from adapterhub.registry.hubstate import State, events_of, moves_of, numbers_of, status_of
 from adapterhub.registry.transfer import Source, check, fetch, file_of
 
 T = TypeVar("T")
@@ -52,15 +52,6 @@ R = TypeVar("R")
 _TRIES = 40  # of one change to a log: each lost one means that somebody else's went in
 _THREADS = 8
 _KEPT = 10_000  # records and logs in memory
-
-
-@dataclass(frozen=True)
-class State:
-    """An adapter's repository at one moment."""
-
-    numbers: Mapping[int, str]  # version → commit, newest first
-    log: Log
-    log_head: str  # commit
 
 
 class HubRegistry:
@@ -177,7 +168,7 @@ class HubRegistry:
 
     def channel_log(self, name: AdapterName, channel: str) -> list[ChannelMove]:
         check_channel(channel)
-        return list(_moves(name, channel, self._state(name).log))
+        return list(moves_of(name, channel, self._state(name).log))
 
     def set_channel(
         self,
@@ -213,17 +204,17 @@ class HubRegistry:
     ) -> ChannelMove:
         check_channel(channel)
         state = self._state(name)
-        known = _moves(name, channel, state.log)[0].seq
+        known = moves_of(name, channel, state.log)[0].seq
         op = uuid.uuid4().hex
 
         def step(now_: State) -> tuple[Log, ChannelMove]:
-            moves = _moves(name, channel, now_.log)
+            moves = moves_of(name, channel, now_.log)
             if moves[0].seq != known:
                 raise rules.moved(name, channel, moves[0])
             targets = (
                 (self._target(name, to, 100, now_),)
                 if to is not None
-                else rollback_targets(moves, usable=lambda t: _status(now_.log, t.version) not in rules.GONE)
+                else rollback_targets(moves, usable=lambda t: status_of(now_.log, t.version) not in rules.GONE)
             )
             undoes = standing(moves)[-1].seq
             move = ChannelMove(channel, known + 1, targets, "rollback", why, who, now(), op=op, undoes=undoes)
@@ -308,7 +299,7 @@ class HubRegistry:
         position = {name.adapter: [max(s.numbers), len(s.log.done)] for name, s in states.items()}
         events: list[Event] = []
         for name, state in states.items() if seen is not None else ():
-            events += _events(name, state, (seen or {}).get(name.adapter))
+            events += events_of(name, state, (seen or {}).get(name.adapter))
         return Changes(tuple(events), canonical_json(position).decode())
 
     # ── tenants ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -365,7 +356,7 @@ class HubRegistry:
             raise self._no_adapter(name) from error
 
     def _numbered(self, name: AdapterName, refs: Refs) -> dict[int, str]:
-        numbers = _numbers(refs)
+        numbers = numbers_of(refs)
         if not numbers:
             raise self._no_adapter(name)
         return numbers
@@ -429,7 +420,7 @@ class HubRegistry:
 
         chosen = list(names)
         found = zip(chosen, _side_by_side(refs, chosen), strict=True)
-        return [name for name, its in found if its and _numbers(its)]
+        return [name for name, its in found if its and numbers_of(its)]
 
     # ── compare and swap ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -463,34 +454,6 @@ class HubRegistry:
 
     def _pause(self, attempt: int) -> None:
         self._hub.wait(random.uniform(0, min(2.0, 0.05 * 2**attempt)))  # noqa: S311 - jitter
-
-
-def _numbers(refs: Refs) -> dict[int, str]:
-    """Version → commit, newest first; none in a repository that is not ours."""
-    if layout.LOG_BRANCH not in refs.branches:
-        return {}
-    numbers = {layout.number_of(tag): commit for tag, commit in refs.tags.items()}
-    return {n: numbers[n] for n in sorted((n for n in numbers if n is not None), reverse=True)}
-
-
-def _moves(name: AdapterName, channel: str, log: Log) -> tuple[ChannelMove, ...]:
-    if channel not in log.moves:
-        raise rules.no_channel(name, channel)
-    return log.moves[channel]
-
-
-def _status(log: Log, version: int) -> Status:
-    return rules.status_of(log.newest_status(version))
-
-
-def _events(name: AdapterName, state: State, seen: list[int] | None) -> Iterable[Event]:
-    """What an adapter did since a cursor: newer versions, then newer entries of its log, newest first."""
-    version, length = seen or (0, 0)
-    for done in reversed(state.log.done[length:]):
-        yield Event(f"{name}/{done.op}", name, done.what, done.when)
-    for number in state.numbers:
-        if number > version:
-            yield Event(f"{name}/{number}", name, "publish", "")
 
 
 def _side_by_side(ask: Callable[[T], R], of: Iterable[T]) -> list[R]:
