@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 
 from adapterhub import peftdir
 from adapterhub.export.combine import shrink, stack
+from adapterhub.refs import AdapterName
+from adapterhub.registry import open_registry
 from adapterhub.registry.drafts import draft
+from adapterhub.settings import load_settings
 
 
 def deltas(folder: Path) -> dict[str, torch.Tensor]:
@@ -61,3 +64,25 @@ def test_bad_input(adapter_factory: Any, base_factory: Any, ah: Any, tmp_path: P
     configure(one, use_dora=True)
     assert "DoRA" in ah("merge", one, one, "--base", base, "--to", to).err
     assert not to.exists()
+
+
+@pytest.fixture
+def two_versions(adapter_factory: Any, base_factory: Any) -> list[str]:
+    registry, base = open_registry(load_settings().registry), base_factory()
+    records = [
+        registry.publish(
+            draft(adapter_factory(name, seed=seed), base=base), name=AdapterName.parse(f"acme/{name}"), author="ana"
+        )
+        for seed, name in enumerate(("a", "b"))
+    ]
+    return [record.digest for record in records]
+
+
+def test_versions_are_the_parents_and_svd_tells_its_error(two_versions: list[str], ah: Any, tmp_path: Path) -> None:
+    words = ("merge", "acme/a@1:0.7", f"acme/b@{two_versions[1]}", "--to", tmp_path / "both")
+    ran = ah(*words, "--method", "svd", "--rank", "3", "--json")
+    assert ran.code == 0
+    told = json.loads(ran.out)
+    assert set(told["ranks"].values()) == {3}
+    assert all(0 < error < 1 for error in told["errors"].values())
+    assert list(draft(tmp_path / "both").manifest.lineage.parents) == two_versions
