@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from adapterhub import peftdir
+from adapterhub.base import find_base
+from adapterhub.cli.merge import split_weight
 from adapterhub.export.combine import shrink, stack
 from adapterhub.refs import AdapterName
 from adapterhub.registry import open_registry
@@ -86,3 +88,29 @@ def test_versions_are_the_parents_and_svd_tells_its_error(two_versions: list[str
     assert set(told["ranks"].values()) == {3}
     assert all(0 < error < 1 for error in told["errors"].values())
     assert list(draft(tmp_path / "both").manifest.lineage.parents) == two_versions
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_different_bases_are_refused(adapter_factory: Any, base_factory: Any, ah: Any, tmp_path: Path) -> None:
+    weights = base_factory("other").path / "model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights)
+    other = find_base(str(weights.parent))
+    manifest = draft(adapter_factory("c", seed=3), base=other)
+    open_registry(load_settings().registry).publish(manifest, name=AdapterName.parse("acme/c"), author="ana")
+    ran = ah("merge", "acme/a", "acme/c", "--to", tmp_path / "both")
+    assert ran.code != 0
+    assert "different bases" in ran.err
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("acme/a@1:0.7", ("acme/a@1", 0.7)),
+        ("runs/a:-2", ("runs/a", -2.0)),
+        ("acme/a@sha256:" + "1" * 64, ("acme/a@sha256:" + "1" * 64, 1.0)),
+        ("acme/a@prod", ("acme/a@prod", 1.0)),
+    ],
+)
+def test_weights_stand_after_the_last_colon(text: str, want: tuple[str, float]) -> None:
+    assert split_weight(text) == want
