@@ -9,20 +9,21 @@
 
 A training passes through these files, in this order:
 
-    yamlfile → dialect → config   keys with their places; Axolotl's names; a frozen TrainConfig
+    dialect/ → config             keys with their places; Axolotl's names; a frozen TrainConfig
     data → labels → prepare       rows, named by file:line; which tokens are trained on; the checks
-    sft (with watch and quiet)    the trainer, its events, its silence
+    fit (model, arguments, sft)   the base with a LoRA on it, and its trainer
+    watch and quiet               the trainer's events and its silence
     run → report                  the folder it leaves behind
 
 Trainers know no registry: `ah publish RUN` reads the folder's ``run.json`` (`adapterhub.runrecord`). Importing this
 package imports no torch.
 """
 
-from adapterhub.trainers.config import DataSource, Reading, TrainConfig, read_config
+from adapterhub.trainers.config import DataSource, TrainConfig
+from adapterhub.trainers.dialect import Reading, YamlFile, parse_yaml, read_config, read_yaml
 from adapterhub.trainers.prepare import Prepared, prepare
 from adapterhub.trainers.run import Result, read_run, resume, run_folder, train
 from adapterhub.trainers.watch import Interrupted
-from adapterhub.trainers.yamlfile import YamlFile, parse_yaml, read_yaml
 
 __all__ = [
     "DataSource",

@@ -1,28 +1,19 @@
-"""A config: read strictly, every key accounted for, every default filled in.
-
-file + flags ──read_config──► TrainConfig   frozen; its fields are Axolotl's keys
-                              KeyFates      honoured, approximated or without effect, key by key
-"""
+"""What a training runs with, every default filled in: a frozen `TrainConfig`, read from YAML by `trainers.dialect`."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import yaml
 
-from adapterhub.errors import ConfigError, InvalidName
-from adapterhub.refs import AdapterName, check_channel
-from adapterhub.trainers import dialect
-from adapterhub.trainers.dialect import KeyFate, Machine
-from adapterhub.trainers.fates import NOT_ADAPTED, RULES, attention, contradictions, shown
-from adapterhub.trainers.yamlfile import YamlFile
+from adapterhub.refs import AdapterName
 
 Task = Literal["style", "domain", "reasoning", "full"]
 
 RANKS: Mapping[str, int] = {"style": 8, "domain": 16, "reasoning": 64, "full": 128}
+BLOCK = ("name", "task", "channel", "description", "labels")  # keys of the adapterhub: block
 ALPHA = 32.0  # fixed, so that the best learning rate does not move with the rank (LoRA Without Regret)
 
 
@@ -110,7 +101,7 @@ class TrainConfig:
     def to_yaml(self) -> str:
         """As a config that trains the same again."""
         plain = asdict(self) | {"name": str(self.name) if self.name else None}
-        block = {key: plain.pop(key) for key in dialect.BLOCK_KEYS}
+        block = {key: plain.pop(key) for key in BLOCK}
         for key in ("datasets", "test_datasets"):
             plain[key] = [_source_to_plain(source) for source in plain[key]]
         if self.lora_target_modules == "all-linear":
@@ -119,254 +110,6 @@ class TrainConfig:
         kept = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if v not in (None, {}, [], ())}
         kept["adapterhub"] = {k: v for k, v in block.items() if v not in (None, {}, "")}
         return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A config that passed, and what became of its keys."""
-
-    config: TrainConfig
-    fates: tuple[KeyFate, ...]
-    given: str  # the YAML text as given, flags included
-
-
-def read_config(
-    file: YamlFile,
-    *,
-    flags: Mapping[str, tuple[str, Any]] | None = None,
-    machine: Machine | None = None,
-    allow_unknown_keys: bool = False,
-) -> Reading:
-    """Read a config strictly.
-
-    Args:
-        flags: values from the command line by key, each with the flag's name; keys of the ``adapterhub`` block are
-            written ``adapterhub.name``. They win over the file.
-        machine: what there is to train on; looked up where None.
-        allow_unknown_keys: an unknown key is noted as without effect instead of refused.
-
-    Raises:
-        ConfigError: an unknown key (with a suggestion), a wrong value, a missing or contradictory key, a key of a
-            later version, or a combination that could not be served.
-        InvalidName: the adapter's name or channel is outside the grammar.
-    """
-    reader = _Reader(_with_flags(file, flags or {}), flags or {}, machine or Machine.here(), allow_unknown_keys)
-    config = reader.config()
-    return Reading(config, tuple(reader.fates), _given(reader.file, flags or {}, file))
-
-
-class _Reader:
-    """One pass over the keys; collects values and fates."""
-
-    def __init__(
-        self, file: YamlFile, flags: Mapping[str, tuple[str, Any]], machine: Machine, allow_unknown_keys: bool
-    ) -> None:
-        self.file, self.flags, self.machine, self.allow_unknown = file, flags, machine, allow_unknown_keys
-        self.fates: list[KeyFate] = []
-
-    def config(self) -> TrainConfig:
-        values = {key: value for key, value in self.file.values.items() if value is not None}
-        block = self._block(values.pop("adapterhub", None))
-        read = self._table(values, dialect.KEYS, (), skip=("datasets", "test_datasets"))
-        sources = {k: self._sources(k, values.get(k)) for k in ("datasets", "test_datasets")}
-        for key in ("base_model", "datasets"):
-            if not values.get(key):
-                raise ConfigError(
-                    f"{self.file.source}: {key} is missing",
-                    why="a training needs a base model and data",
-                    hint="add `base_model: DIR|HUB_ID`, or --base" if key == "base_model" else "add --data train.jsonl",
-                )
-        for key in read:
-            self.fates.append(self._fate(key, read))
-        self._contradictions(read, sources)
-        names = {f.name for f in fields(TrainConfig)}
-        chosen: dict[str, Any] = {k: v for k, v in read.items() if k in names} | sources | block
-        return self._derived(TrainConfig(**chosen), read)
-
-    # ── keys ──
-
-    def _table(
-        self,
-        values: Mapping[Any, Any],
-        table: Mapping[str, dialect.Reader],
-        path: tuple[str | int, ...],
-        skip: Any = (),
-    ) -> dict[str, Any]:
-        """Check every key of a mapping against its table; read the values of those that are on."""
-        read = {}
-        for key, value in values.items():
-            if value is None or key in skip:
-                continue
-            if key in table:
-                try:
-                    read[key] = table[key](value)
-                except ValueError as error:
-                    raise ConfigError(
-                        f"{self._where((*path, key))}: {key} {error}", why=f"it is {shown(value)}"
-                    ) from error
-            else:
-                self._other_key((*path, key), value, table)
-        return read
-
-    def _other_key(self, path: tuple[str | int, ...], value: Any, table: Mapping[str, Any]) -> None:
-        key, top = str(path[-1]), len(path) == 1
-        later = dialect.LATER if top else dialect.SOURCE_LATER if path[0] != "adapterhub" else {}
-        off = value is False or value in ("", [], {}, 0)
-        if key in later or (top and key in dialect.UNSERVABLE):
-            if off:
-                self.fates.append(KeyFate(key, "honoured", "off", self._where(path)))
-            elif key in later:
-                raise ConfigError(
-                    f"{self._where(path)}: {key} is not in this version",
-                    why=later[key],
-                    hint=f"take {key} out, or set it to null",
-                )
-            else:
-                raise ConfigError(
-                    f"{self._where(path)}: an adapter trained with {key} cannot be served",
-                    why=dialect.UNSERVABLE[key],
-                    hint=f"take {key} out: a plain LoRA adapter serves, merges and exports",
-                )
-            return
-        note = _no_effect(key) if top else None
-        if note is None:
-            note = self._unknown(path, table)
-        self.fates.append(KeyFate(key, "without effect", note, self._where(path)))
-
-    def _unknown(self, path: tuple[str | int, ...], table: Mapping[str, Any]) -> str:
-        key = str(path[-1])
-        known = dialect.known_keys() if len(path) == 1 else (*table, *dialect.SOURCE_LATER)
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        if self.allow_unknown:
-            return "unknown key" + (f"; did you mean {close[0]}?" if close else "")
-        raise ConfigError(
-            f"{self._where(path)}: unknown key {key!a}",
-            why=f"did you mean {close[0]}?" if close else "it is neither one of Axolotl's keys nor one of ours",
-            hint="correct it, take it out, or note it only: --allow-unknown-keys",
-        )
-
-    def _block(self, block: Any) -> dict[str, Any]:
-        if block is None:
-            return {}
-        if not isinstance(block, dict):
-            raise ConfigError(f"{self._where(('adapterhub',))}: adapterhub expects lines like `name: acme/support`")
-        read = self._table(block, dialect.BLOCK_KEYS, ("adapterhub",))
-        for key, check in (("name", AdapterName.parse), ("channel", check_channel)):
-            if key in read:
-                try:
-                    checked = check(read[key])
-                except InvalidName as error:
-                    where = self._where(("adapterhub", key))
-                    raise InvalidName(f"{where}: {error.what}", why=error.why, hint=error.hint) from error
-                read[key] = checked if key == "name" else read[key]
-        for key, value in read.items():
-            self.fates.append(KeyFate(f"adapterhub.{key}", "honoured", shown(value), self._where(("adapterhub", key))))
-        return read
-
-    def _sources(self, key: str, value: Any) -> tuple[DataSource, ...]:
-        if value is None:
-            return ()
-        if not isinstance(value, list) or not value or not all(isinstance(v, dict) for v in value):
-            raise ConfigError(f"{self._where((key,))}: {key} expects a list like `- path: train.jsonl`")
-        return tuple(self._source((key, i), entry) for i, entry in enumerate(value))
-
-    def _source(self, path: tuple[str | int, ...], entry: Mapping[str, Any]) -> DataSource:
-        read = self._table(entry, dialect.SOURCE_KEYS, path)
-        if "path" not in read:
-            raise ConfigError(f"{self._where(path)}: path is missing", hint="write `- path: train.jsonl`")
-        properties = read.get("message_property_mappings", {})
-        unknown = sorted(set(properties) - {"role", "content"})
-        if unknown:
-            raise ConfigError(
-                f"{self._where((*path, 'message_property_mappings', unknown[0]))}: unknown property {unknown[0]!a}",
-                why="role and content can be mapped",
-            )
-        dotted = f"{path[0]}[{path[1]}]"
-        for key, value in read.items():
-            self.fates.append(self._source_fate(f"{dotted}.{key}", key, value, self._where((*path, key))))
-        return DataSource(
-            path=read["path"],
-            type=read.get("type"),
-            field_messages=read.get("field_messages"),
-            field_tools=read.get("field_tools", "tools"),
-            role_property=properties.get("role"),
-            content_property=properties.get("content"),
-            roles=_inverted(read.get("roles", {}), self._where((*path, "roles"))),
-        )
-
-    def _source_fate(self, dotted: str, key: str, value: Any, where: str) -> KeyFate:
-        if key == "split":
-            return KeyFate(dotted, "without effect", "a local file is one split", where)
-        if key == "type" and value == "sharegpt":
-            return KeyFate(dotted, "honoured", "dropped by Axolotl; taken as conversations of from and value", where)
-        return KeyFate(dotted, "honoured", shown(value), where)
-
-    def _where(self, path: tuple[str | int, ...]) -> str:
-        name = ".".join(str(part) for part in path)
-        flag = self.flags.get(name) or self.flags.get(str(path[0]))
-        return flag[0] if flag else self.file.where(path)
-
-    # ── fates and defaults ──
-
-    def _fate(self, key: str, read: Mapping[str, Any]) -> KeyFate:
-        rule = RULES.get(key)
-        kind, note = rule(read[key], read, self.machine) if rule else ("honoured", shown(read[key]))
-        return KeyFate(key, kind, note, self._where((key,)))
-
-    def _contradictions(self, read: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
-        for first, second, wrong, why in contradictions(read, sources):
-            if wrong:
-                raise ConfigError(f"{self._where((first,))}: {first} contradicts {second}", why=why)
-        if read.get("chat_template", "tokenizer_default") not in ("tokenizer_default", "jinja", "chatml"):
-            raise ConfigError(
-                f"{self._where(('chat_template',))}: the template {read['chat_template']!a} is not in this version",
-                why="expects tokenizer_default, chatml, or jinja with chat_template_jinja",
-                hint="take chat_template out to use the tokenizer's own",
-            )
-        targets = read.get("lora_target_modules", ())
-        outside = [t for t in ([targets] if isinstance(targets, str) else targets) if t in NOT_ADAPTED]
-        if outside:
-            raise ConfigError(
-                f"{self._where(('lora_target_modules',))}: an adapter on {outside[0]} cannot be served",
-                why="the serving engine adapts the linear layers of the blocks only",
-                hint="use lora_target_linear: true",
-            )
-
-    def _derived(self, config: TrainConfig, read: Mapping[str, Any]) -> TrainConfig:
-        changes: dict[str, Any] = {}
-        if "lora_r" not in read and config.task:
-            changes["lora_r"] = RANKS[config.task]
-        if read.get("lora_target_linear") or "lora_target_modules" not in read:
-            changes["lora_target_modules"] = "all-linear"
-        changes["eval_batch_size"] = read.get("eval_batch_size", config.micro_batch_size)
-        changes["model_revision"] = read.get("model_revision") or read.get("revision_of_model")
-        changes["load_in_4bit"] = read.get("adapter") == "qlora"
-        changes["gradient_checkpointing"] = bool(config.gradient_checkpointing)
-        changes["group_by_length"] = config.group_by_length or bool(read.get("sample_packing"))
-        changes["attn_implementation"] = attention(read, self.machine)
-        if not self.machine.gpu:
-            changes |= {"bf16": False, "fp16": False, "tf32": False}
-            changes["optimizer"] = "adamw_torch_fused" if config.optimizer in dialect.BITS_ADAM else config.optimizer
-        for when in ("eval", "save"):
-            if f"{when}_strategy" not in read and (f"{when}_steps" in read or f"{when}s_per_epoch" in read):
-                changes[f"{when}_strategy"] = "steps"
-        return replace(config, **changes)
-
-
-def _no_effect(key: str) -> str | None:
-    prefix = next((why for start, why in dialect.NO_EFFECT_PREFIXES.items() if key.startswith(start)), None)
-    return dialect.NO_EFFECT.get(key, prefix)
-
-
-def _inverted(roles: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Axolotl writes ``user: [human, user]``; we look roles up the other way round."""
-    found = {}
-    for target, names in roles.items():
-        for name in names if isinstance(names, list) else [names]:
-            if not isinstance(name, str):
-                raise ConfigError(f"{where}: roles expects lines like `user: [human]`")
-            found[name] = str(target)
-    return found
 
 
 def _source_to_plain(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -379,23 +122,3 @@ def _source_to_plain(source: Mapping[str, Any]) -> dict[str, Any]:
         for name, target in source["roles"].items():
             plain["roles"].setdefault(target, []).append(name)
     return plain
-
-
-def _with_flags(file: YamlFile, flags: Mapping[str, tuple[str, Any]]) -> YamlFile:
-    values = dict(file.values)
-    for key, (_, value) in flags.items():
-        head, _, inner = key.partition(".")
-        if inner:
-            values[head] = {**(values.get(head) or {}), inner: value}
-        else:
-            values[head] = value
-    return replace(file, values=values)
-
-
-def _given(merged: YamlFile, flags: Mapping[str, tuple[str, Any]], file: YamlFile) -> str:
-    if not flags:
-        return file.text
-    header = f"# {file.source if file.text else 'flags'}, with " + " ".join(
-        sorted({flag for flag, _ in flags.values()})
-    )
-    return header + "\n" + yaml.safe_dump(dict(merged.values), sort_keys=False, allow_unicode=True, width=120)

@@ -12,8 +12,8 @@ from adapterhub.trainers.dialect import KeyFate
 from adapterhub.trainers.watch import METRICS, read_metrics
 
 if TYPE_CHECKING:
+    from adapterhub.trainers.fit import Fitted
     from adapterhub.trainers.prepare import Prepared
-    from adapterhub.trainers.sft import Fitted
 
 PNG, HTML = "curves.png", "report.html"
 _BLUE, _ORANGE, _GREEN, _GREY = "#2563eb", "#ea580c", "#059669", "#64748b"

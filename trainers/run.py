@@ -25,13 +25,12 @@ from typing import Any
 from adapterhub.errors import AlreadyExists, DataError, NotFound, StorageError
 from adapterhub.manifest import Lineage
 from adapterhub.runrecord import ADAPTER, FILE, RunRecord
-from adapterhub.trainers.config import Reading, TrainConfig, read_config
-from adapterhub.trainers.dialect import KeyFate
+from adapterhub.trainers.config import TrainConfig
+from adapterhub.trainers.dialect import KeyFate, Reading, read_config, read_yaml
 from adapterhub.trainers.events import Listener, Stage, ignore
+from adapterhub.trainers.fit import Fitted, fit, last_checkpoint
 from adapterhub.trainers.prepare import Prepared, Split, prepare
 from adapterhub.trainers.report import write_report
-from adapterhub.trainers.sft import Fitted, fit, last_checkpoint
-from adapterhub.trainers.yamlfile import read_yaml
 
 GIVEN, RESOLVED, KEYS, DATA = "config.yml", "config.resolved.yml", "keys.json", "data.json"
 _PACKAGES = ("adapterhub", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes")
@@ -68,7 +67,7 @@ def train(reading: Reading, prepared: Prepared, *, on_event: Listener = ignore) 
 
     Raises:
         AlreadyExists: ``output_dir`` holds something already.
-        RunFailed, Interrupted, StorageError: see `trainers.sft.fit`.
+        RunFailed, Interrupted, StorageError: see `trainers.fit.fit`.
     """
     folder = run_folder(prepared.config)
     try:

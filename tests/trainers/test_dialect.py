@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from adapterhub.errors import ConfigError, InvalidName
-from adapterhub.trainers.config import Reading, read_config
-from adapterhub.trainers.dialect import KEYS, LATER, NO_EFFECT, UNSERVABLE, Machine
-from adapterhub.trainers.yamlfile import parse_yaml, read_yaml
+from adapterhub.trainers.dialect import Machine, Reading, parse_yaml, read_config, read_yaml
+from adapterhub.trainers.dialect.keys import KEYS, LATER, NO_EFFECT, UNSERVABLE
 
 SMALLEST = "base_model: x\ndatasets: [{path: train.jsonl}]\n"
 SEED = """\

@@ -1,4 +1,4 @@
-"""The dialect: Axolotl's key names, what each may hold, and what becomes of it here.
+"""The keys: Axolotl's names, what each may hold, and which of them do nothing here.
 
 Every key stands in exactly one table. `KEYS` have a value in `TrainConfig` under the same name; the keys of the other
 tables are known but do nothing here (`NO_EFFECT`), belong to later versions (`LATER`), or make adapters that no engine
@@ -7,134 +7,22 @@ serves (`UNSERVABLE`). The last two are refused unless they are off (null, false
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
 
 from adapterhub.peftdir import VLLM_MAX_RANK
-
-Kind = Literal["honoured", "approximated", "without effect"]
-Reader = Callable[[Any], Any]  # a YAML value → what `TrainConfig` holds; raises ValueError("expects …")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the fate of a key depends on."""
-
-    gpu: bool = False
-
-    @classmethod
-    def here(cls) -> Machine:
-        """Looks before it imports torch: a machine without the driver answers at once."""
-        if not Path("/dev/nvidiactl").exists():
-            return cls(gpu=False)
-        import torch
-
-        return cls(gpu=torch.cuda.is_available())
-
-
-@dataclass(frozen=True)
-class KeyFate:
-    """What became of one key of a config. Printed before every run and kept in its folder."""
-
-    key: str
-    kind: Kind
-    note: str = ""
-    where: str = ""  # config.yml:3:1, or the flag
-
-
-# ── readers ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def whole(low: int = 0, high: int | None = None) -> Reader:
-    def read(value: Any) -> int:
-        expected = f"a whole number from {low}" + (f" to {high}" if high is not None else "")
-        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-            raise ValueError(f"expects {expected}")
-        return value
-
-    return read
-
-
-def number(low: float = 0.0, high: float = math.inf, *, above: bool = False) -> Reader:
-    """Also reads 2e-4, which YAML 1.1 takes for text. ``above``: ``low`` itself is out."""
-
-    def read(value: Any) -> float:
-        try:
-            result = float(value) if not isinstance(value, bool) and isinstance(value, int | float | str) else math.nan
-        except ValueError:
-            result = math.nan
-        if not (low < result if above else low <= result) or not result <= high or math.isinf(result):
-            bound = f" {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high != math.inf else "")
-            raise ValueError(f"expects a number{bound}")
-        return result
-
-    return read
-
-
-def text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("expects text")
-    return value
-
-
-def flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("expects true or false")
-    return value
-
-
-def choice(*allowed: Any) -> Reader:
-    def read(value: Any) -> Any:
-        if value not in allowed:
-            raise ValueError("expects one of " + ", ".join(str(a).lower() for a in allowed))
-        return value
-
-    return read
-
-
-def texts(value: Any) -> tuple[str, ...] | str:
-    """A list of names, or one regular expression."""
-    if isinstance(value, str):
-        return text(value)
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
-        raise ValueError("expects a list of names")
-    return tuple(value)
-
-
-def names(value: Any) -> dict[str, str]:
-    """Text to text; numbers and truth values are taken as they are spelt."""
-    if not isinstance(value, dict) or not all(isinstance(v, str | int | float) for v in value.values()):
-        raise ValueError("expects lines like `team: support`")
-    return {str(k): str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
-
-
-def options(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("expects a mapping")
-    return dict(value)
-
-
-def precision(value: Any) -> bool | Literal["auto"]:
-    if value not in (True, False, "auto", "full"):
-        raise ValueError("expects true, false or auto")
-    return "auto" if value == "auto" else bool(value)
-
-
-def strategy(value: Any) -> str:
-    """``no`` is false in YAML."""
-    if value is False:
-        return "no"
-    if value not in ("no", "steps", "epoch", "best"):
-        raise ValueError("expects no, steps or epoch")
-    if value == "best":
-        raise ValueError("best is not in this version; expects no, steps or epoch")
-    return str(value)
-
-
-# ── the tables ───────────────────────────────────────────────────────────────────────────────────────────────
+from adapterhub.trainers.dialect.values import (
+    Reader,
+    choice,
+    flag,
+    names,
+    number,
+    options,
+    precision,
+    strategy,
+    text,
+    texts,
+    whole,
+)
 
 ADAM = ("adamw_torch", "adamw_torch_fused")
 BITS_ADAM = ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch_8bit")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adapterhub.trainers.dialect import BITS_ADAM, Kind, Machine
+from adapterhub.trainers.dialect.fate import Kind, Machine, shown
+from adapterhub.trainers.dialect.keys import BITS_ADAM
 
 NOT_ADAPTED = {"lm_head", "embed_tokens", "wte", "embed_out"}
 Rule = Callable[[Any, Mapping[str, Any], Machine], tuple[Kind, str]]
@@ -111,16 +112,3 @@ def contradictions(read: Mapping[str, Any], sources: Mapping[str, Any]) -> list[
         ("eval_steps", "evals_per_epoch", "eval_steps" in read and "evals_per_epoch" in read, "one of the two"),
         ("save_steps", "saves_per_epoch", "save_steps" in read and "saves_per_epoch" in read, "one of the two"),
     ]  # fmt: skip
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, tuple | list):
-        return ", ".join(str(v) for v in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{k}: {v}" for k, v in value.items())
-    cut = str(value).replace("\n", " ")
-    return cut if len(cut) <= 80 else cut[:77] + "…"

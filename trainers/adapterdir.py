@@ -1,0 +1,32 @@
+"""The adapter's folder, as it is published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from adapterhub.peftdir import CONFIG, WEIGHTS
+from adapterhub.runrecord import ADAPTER
+from adapterhub.trainers.prepare import Prepared
+
+
+def save_adapter(model: Any, folder: Path, prepared: Prepared) -> None:
+    """Whole or not at all, and the same bytes for the same training: no path of this machine, sorted names."""
+    unfinished, final = folder / (ADAPTER + ".tmp"), folder / ADAPTER
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(str(unfinished))
+    (unfinished / "README.md").unlink(missing_ok=True)
+    file = unfinished / CONFIG
+    config = json.loads(file.read_bytes())
+    config["base_model_name_or_path"] = prepared.base.name
+    config["revision"] = prepared.base.commit
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if prepared.template is not None:
+        (unfinished / "chat_template.jinja").write_text(prepared.template, encoding="utf-8")
+    (unfinished / WEIGHTS).chmod(0o644)  # safetensors writes for its owner only
+    shutil.rmtree(final, ignore_errors=True)
+    unfinished.rename(final)

@@ -1,0 +1,95 @@
+"""What a key may hold: each reader takes a YAML value to what `TrainConfig` holds, or says what it expects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+Reader = Callable[[Any], Any]  # raises ValueError("expects …")
+
+
+def whole(low: int = 0, high: int | None = None) -> Reader:
+    def read(value: Any) -> int:
+        expected = f"a whole number from {low}" + (f" to {high}" if high is not None else "")
+        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+            raise ValueError(f"expects {expected}")
+        return value
+
+    return read
+
+
+def number(low: float = 0.0, high: float = math.inf, *, above: bool = False) -> Reader:
+    """Also reads 2e-4, which YAML 1.1 takes for text. ``above``: ``low`` itself is out."""
+
+    def read(value: Any) -> float:
+        try:
+            result = float(value) if not isinstance(value, bool) and isinstance(value, int | float | str) else math.nan
+        except ValueError:
+            result = math.nan
+        if not (low < result if above else low <= result) or not result <= high or math.isinf(result):
+            bound = f" {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if high != math.inf else "")
+            raise ValueError(f"expects a number{bound}")
+        return result
+
+    return read
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("expects text")
+    return value
+
+
+def flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expects true or false")
+    return value
+
+
+def choice(*allowed: Any) -> Reader:
+    def read(value: Any) -> Any:
+        if value not in allowed:
+            raise ValueError("expects one of " + ", ".join(str(a).lower() for a in allowed))
+        return value
+
+    return read
+
+
+def texts(value: Any) -> tuple[str, ...] | str:
+    """A list of names, or one regular expression."""
+    if isinstance(value, str):
+        return text(value)
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+        raise ValueError("expects a list of names")
+    return tuple(value)
+
+
+def names(value: Any) -> dict[str, str]:
+    """Text to text; numbers and truth values are taken as they are spelt."""
+    if not isinstance(value, dict) or not all(isinstance(v, str | int | float) for v in value.values()):
+        raise ValueError("expects lines like `team: support`")
+    return {str(k): str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
+
+
+def options(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("expects a mapping")
+    return dict(value)
+
+
+def precision(value: Any) -> bool | Literal["auto"]:
+    if value not in (True, False, "auto", "full"):
+        raise ValueError("expects true, false or auto")
+    return "auto" if value == "auto" else bool(value)
+
+
+def strategy(value: Any) -> str:
+    """``no`` is false in YAML."""
+    if value is False:
+        return "no"
+    if value not in ("no", "steps", "epoch", "best"):
+        raise ValueError("expects no, steps or epoch")
+    if value == "best":
+        raise ValueError("best is not in this version; expects no, steps or epoch")
+    return str(value)

@@ -1,0 +1,109 @@
+"""The training itself: prepared rows → a LoRA adapter, on transformers, PEFT and TRL.
+
+model        the base, loaded, and the LoRA on it
+arguments    our config in transformers' words
+sft          the trainer
+adapterdir   what is left behind
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterhub.errors import MissingDependency, RunFailed, StorageError
+from adapterhub.trainers.adapterdir import save_adapter
+from adapterhub.trainers.arguments import arguments
+from adapterhub.trainers.events import Listener, Stage
+from adapterhub.trainers.model import load_model
+from adapterhub.trainers.prepare import Prepared
+from adapterhub.trainers.quiet import quiet
+from adapterhub.trainers.sft import sft_trainer
+from adapterhub.trainers.watch import (
+    CHECKPOINTS,
+    METRICS,
+    forget_after,
+    mean_loss,
+    remove_printers,
+    stop_on_signal,
+    watch_class,
+)
+
+LOG = "train.log"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a finished training measured."""
+
+    steps: int
+    train_loss: float  # mean over the whole training
+    eval_loss: float | None  # after the last step; None without evaluation data
+    seconds: float  # of the steps, without loading
+    tokens: int  # seen in the steps, padding not counted
+
+
+def fit(prepared: Prepared, folder: Path, *, on_event: Listener, resume: bool = False) -> Fitted:
+    """Train, and write ``folder/adapter``; ``metrics.jsonl``, ``train.log`` and checkpoints on the way.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint is in the folder.
+        RunFailed: out of memory, a loss that is no number, or whatever broke below us; the log has it all.
+        MissingDependency: the ``train`` extra, or a package that a key asks for, is not installed.
+    """
+    on_event(Stage("loading torch"))
+    with quiet(folder / LOG):
+        try:
+            return _fit(prepared, folder, on_event, resume)
+        except ImportError as error:  # bitsandbytes for QLoRA, an attention kernel
+            raise MissingDependency("this training needs a package that is not installed", why=str(error)) from error
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
+            logging.getLogger(__name__).exception("training broke off")
+            raise _wrapped(error, folder) from error
+
+
+def _fit(prepared: Prepared, folder: Path, on_event: Listener, resume: bool) -> Fitted:
+    from transformers import set_seed
+
+    config = prepared.config
+    set_seed(config.seed)
+    on_event(Stage(f"loading {prepared.base.name}"))
+    model = load_model(prepared)
+    watch = watch_class()(folder / METRICS, on_event)
+    trainer = sft_trainer(prepared, model=model, arguments=arguments(prepared, folder), callbacks=[watch])
+    watch.trainer = trainer
+    remove_printers(trainer)
+    checkpoint = last_checkpoint(folder) if resume else None
+    forget_after(folder / METRICS, int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0)
+    with stop_on_signal(watch):
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.monotonic() - watch.began
+    watch.raise_if_stopped(folder)
+    eval_loss = watch.evals.get(result.global_step)
+    if prepared.evaluation and eval_loss is None:
+        on_event(Stage(f"evaluating {len(prepared.evaluation.examples)} rows"))
+        eval_loss = float(trainer.evaluate()["eval_loss"])
+    save_adapter(trainer.model, folder, prepared)
+    return Fitted(result.global_step, mean_loss(folder / METRICS), eval_loss, seconds, trainer.tokens_seen)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest one that is whole; a killed run may have left half of one."""
+    found = sorted((folder / CHECKPOINTS).glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[-1]))
+    return next((p for p in reversed(found) if (p / "trainer_state.json").is_file()), None)
+
+
+def _wrapped(error: Exception, folder: Path) -> RunFailed | StorageError:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    log = folder / LOG
+    if "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+        return RunFailed(
+            "out of memory",
+            why=text,
+            hint="lower micro_batch_size or sequence_len, or set gradient_checkpointing: true",
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return StorageError(f"{error.filename or folder} cannot be written", why=error.strerror or text)
+    return RunFailed("the training broke off", why=f"{type(error).__name__}: {text}", hint=f"see {log}")

@@ -1,0 +1,57 @@
+"""The base as it is trained on: loaded in its precision or quantised, and the LoRA that is put on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapterhub.trainers.config import TrainConfig
+from adapterhub.trainers.prepare import Prepared
+
+
+def load_model(prepared: Prepared) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = prepared.config
+    gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if in_bfloat16(config) else torch.float16 if gpu and config.fp16 is True else torch.float32
+    quantisation = None
+    if config.load_in_4bit:
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=torch.bfloat16 if gpu else torch.uint8,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        prepared.base.path,
+        dtype=dtype,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        quantization_config=quantisation,
+    )
+    model.config.use_cache = False
+    return model
+
+
+def in_bfloat16(config: TrainConfig) -> bool:
+    import torch
+
+    return bool(config.bf16) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def lora_config(config: TrainConfig) -> Any:
+    """PEFT's description of the adapter."""
+    from peft import LoraConfig
+
+    targets = config.lora_target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=config.peft_use_rslora,
+        bias="none",
+    )
