@@ -22,7 +22,7 @@ from adapterhub import errors
 from adapterhub.cli.main import build
 from adapterhub.serving import tenancy
 from adapterhub.serving.arguments import OWNED
-from adapterhub.trainers import dialect
+from adapterhub.trainers.dialect import keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -236,7 +236,7 @@ def test_flags_that_are_refused_as_ah_serve_s_own_are_its_options() -> None:
 
 def test_the_list_of_keys_is_the_dialect_s() -> None:
     listed = [key for row in table("docs/training.md", "The keys") for key in re.findall(r"`(\w+)`", row[0])]
-    assert sorted(listed) == sorted([*dialect.KEYS, "datasets", "test_datasets", "adapterhub"])
+    assert sorted(listed) == sorted([*keys.KEYS, "datasets", "test_datasets", "adapterhub"])
 
 
 # ── what is run for real ─────────────────────────────────────────────────────────────────────────────────────
