@@ -6,6 +6,9 @@
     │   ├── ConfigError            a key or value of a config        400
     │   ├── DataError              a data file or one of its rows    400
     │   └── TooLarge               a request's body                  413
+    ├── Unauthorized               no key, or not a good one         401
+    ├── Forbidden                  the key lacks the scope           403
+    ├── TooManyRequests            over a limit; try later           429
     ├── NotFound                   tenant, adapter, version, …       404
     ├── Gone                       yanked or deleted                 410
     ├── Conflict                   somebody else was first           409
@@ -70,6 +73,28 @@ class TooLarge(UsageError):
     """A request body over the limit."""
 
     status = 413
+
+
+class Unauthorized(AdapterHubError):
+    """No API key, or one that is unknown, revoked or expired."""
+
+    status = 401
+
+
+class Forbidden(AdapterHubError):
+    """The key is good, and does not allow this."""
+
+    status = 403
+
+
+class TooManyRequests(AdapterHubError):
+    """Over a limit. ``retry_after`` is in seconds."""
+
+    status = 429
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "", retry_after: float = 1.0) -> None:
+        super().__init__(what, why=why, hint=hint)
+        self.retry_after = retry_after
 
 
 class NotFound(AdapterHubError):

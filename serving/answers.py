@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from http import HTTPStatus
 from typing import Any
 
-from adapterhub.errors import AdapterHubError
+from adapterhub.errors import AdapterHubError, TooManyRequests, Unauthorized
 
 log = logging.getLogger(__name__)
 
 _TYPES = {
     400: "BadRequestError",
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
     410: "GoneError",
     413: "RequestTooLargeError",
     422: "UnprocessableEntityError",
+    429: "RateLimitError",
     503: "ServiceUnavailableError",
 }
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
+    429: "rate_limit_error",
     503: "overloaded_error",
 }
 _UNAVAILABLE = "this cannot be answered now; try again"
@@ -40,6 +47,15 @@ def error_answer(error: AdapterHubError, *, path: str, request_id: str) -> tuple
         log.error("request %s: %s", request_id, error, exc_info=error)
         message = f"{_UNAVAILABLE if error.status == 503 else _BROKEN} (request {request_id})"
     return error.status, json.dumps(_shape(error.status, message, path)).encode()
+
+
+def error_headers(error: AdapterHubError) -> list[tuple[bytes, bytes]]:
+    """What HTTP wants beside the body: which kind of key, and when to come again."""
+    if isinstance(error, Unauthorized):
+        return [(b"www-authenticate", b"Bearer")]
+    if isinstance(error, TooManyRequests):
+        return [(b"retry-after", str(max(1, math.ceil(error.retry_after))).encode())]  # whole seconds: RFC 9110
+    return []
 
 
 def _shape(status: int, message: str, path: str) -> dict[str, Any]:

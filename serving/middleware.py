@@ -1,6 +1,6 @@
 """The way of a request, as a pure ASGI middleware around vLLM's own application.
 
-    allow-list → body → model → version that is ready here → lease → the engine, under the immutable name
+    allow-list → key → body → model → version that is ready here → lease → the engine, under the immutable name
 
 What comes back streams through untouched; only headers are added. Outermost of all, so nothing of vLLM is reached
 around it. Without a replica behind it (the plug-in did not start) it answers nothing at all.
@@ -19,8 +19,9 @@ from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, Stor
 from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Version
 from adapterhub.serving import tenancy
-from adapterhub.serving.answers import error_answer
+from adapterhub.serving.answers import error_answer, error_headers
 from adapterhub.serving.arguments import BASE_NAME
+from adapterhub.serving.callers import CALLER, SINGLE_USER, Caller
 from adapterhub.serving.replica import Replica
 
 Scope = MutableMapping[str, Any]
@@ -68,6 +69,7 @@ class TenancyMiddleware:
             except AdapterHubError as error:
                 status, body = error_answer(error, path=scope["path"], request_id=request_id)
                 headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+                headers += error_headers(error)
                 start = {"type": "http.response.start", "status": status, "headers": headers}
                 await _with_headers(send, [(b"x-request-id", request_id.encode())])(start)
                 await send({"type": "http.response.body", "body": body})
@@ -81,14 +83,13 @@ async def _admit(
 ) -> Admitted:
     """Raises AdapterHubError for what is refused, ClientLeft."""
     route = tenancy.find_route(scope["method"], scope.get("raw_path") or scope["path"].encode(), scope["path"])
-    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-    tenancy.check_browser(headers.get(b"host"), headers.get(b"origin"))
     replica = _replica(scope, route)
+    caller = _caller(replica, route, scope["headers"])
+    scope = {**scope, CALLER: caller}
     clean: Headers = [*tenancy.strip_headers(scope["headers"]), (b"x-request-id", request_id.encode())]
-    if route.kind == "open":
+    if route.kind != "model":
         return Admitted({**scope, "headers": clean}, receive)
 
-    caller = tenancy.SINGLE_USER
     body = tenancy.read_body(await _read(receive))
     ref = tenancy.read_model(body, caller)
     tenancy.check_body(body)  # before anything is loaded for it
@@ -101,6 +102,22 @@ async def _admit(
     raw = json.dumps(tenancy.rewrite(body, route=route, caller=caller, model=model, chat_template=template)).encode()
     clean.append((b"content-length", str(len(raw)).encode()))
     return Admitted({**scope, "headers": clean}, _replay(raw, receive), added)
+
+
+def _caller(replica: Replica, route: tenancy.Route, headers: Headers) -> Caller:
+    """Who asks, and whether they may come in here. Raises Unauthorized, Forbidden, UsageError, StorageError."""
+    if not replica.access.needs_keys:
+        sent = dict(headers)
+        tenancy.check_browser(_text(sent.get(b"host")), _text(sent.get(b"origin")))
+    if route.kind == "open":
+        return SINGLE_USER
+    caller = replica.access.caller(headers)
+    caller.check_scope(route.scope)
+    return caller
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
 
 
 def _replica(scope: Scope, route: tenancy.Route) -> Replica:

@@ -1,6 +1,7 @@
 """``GET /v1/models``, from the registry: the base, and each adapter's names that this server can answer to.
 
-An adapter is listed bare, by channel and by number; what is yanked, or does not fit this engine, is not. No paths.
+An adapter is listed to those who may use it, bare, by channel and by number; what is yanked, or does not fit this
+engine, is not. No paths.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry.base import Registry
 from adapterhub.serving.arguments import BASE_NAME
+from adapterhub.serving.callers import Caller
 
 Unfit = Callable[[Record], AdapterHubError | None]
 
 
-def list_models(registry: Registry, unfit: Unfit) -> list[dict[str, Any]]:
-    """Cards of all adapters, by name. Blocking. Raises StorageError."""
-    names = [name for tenant in registry.tenants() for name in registry.adapters(tenant)]
+def list_models(registry: Registry, unfit: Unfit, caller: Caller) -> list[dict[str, Any]]:
+    """Cards of all adapters that ``caller`` may use, by name. Blocking. Raises StorageError."""
+    tenants = registry.tenants() if caller.tenant is None else [caller.tenant]
+    names = [name for tenant in tenants for name in registry.adapters(tenant)]
+    names += sorted(caller.shared)
     return [entry for name in names for entry in _adapter(registry, name, unfit)]
 
 

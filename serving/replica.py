@@ -17,6 +17,8 @@ from adapterhub.errors import AdapterHubError
 from adapterhub.registry.base import Registry
 from adapterhub.registry.cache import Cache
 from adapterhub.registry.signing import Signers
+from adapterhub.serving.access import Access
+from adapterhub.serving.callers import Caller
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.models import card, list_models
 from adapterhub.serving.residency import Engine, Residency
@@ -32,8 +34,18 @@ _THREADS = 8  # registry reads and downloads at once; a registry that hangs must
 class Replica:
     """The state behind the routes and the middleware."""
 
-    def __init__(self, config: ServeConfig, *, registry: Registry, base: BaseModel, engine: Engine) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        registry: Registry,
+        base: BaseModel,
+        engine: Engine,
+        access: Access | None = None,
+    ) -> None:
+        """``access`` decides who may come in; by default the single user."""
         self.config = config
+        self.access = access or Access()
         self.base = base
         self.registry = registry
         cache = Cache(config.cache, registry, signers=Signers.read(config.require_signed_by))
@@ -71,13 +83,14 @@ class Replica:
         await self.rollout.rescan()
         await self.rollout.settle()
 
-    async def models(self) -> list[dict[str, Any]]:
-        """The models that a caller may name, in the shape of ``GET /v1/models``."""
+    async def models(self, caller: Caller) -> list[dict[str, Any]]:
+        """The adapters that a caller may name, in the shape of ``GET /v1/models``."""
         try:
-            return await self.blocking(list_models, self.registry, self.versions.unfit)
+            return await self.blocking(list_models, self.registry, self.versions.unfit, caller)
         except AdapterHubError as error:
             log.warning("the registry cannot be listed, only what is in use is shown: %s", error)
-            return [card(str(p.ref), p.ready.record) for p in self.rollout.pointers if p.refusal is None]
+            in_use = [p for p in self.rollout.pointers if p.refusal is None and caller.may_use(p.ref.name)]
+            return [card(str(p.ref), p.ready.record) for p in in_use]
 
     def state(self) -> dict[str, Any]:
         """What ``GET /adapterhub/state`` says."""

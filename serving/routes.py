@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.serving.answers import error_answer
+from adapterhub.serving.callers import CALLER, Caller
 from adapterhub.serving.models import base_card
 from adapterhub.serving.replica import Replica
 
@@ -28,10 +29,18 @@ def _replica(request: Request) -> Replica:
     return replica
 
 
+def caller_of(request: Request) -> Caller:
+    """Who asks, as the middleware found out."""
+    caller: Caller = request.scope[CALLER]
+    return caller
+
+
 def _models(started: int) -> Any:
     async def models(request: Request) -> dict[str, Any]:
         limit = request.app.state.openai_serving_models.model_config.max_model_len
-        cards = [base_card(created=started, max_model_len=limit), *await _replica(request).models()]
+        caller = caller_of(request)
+        base = [base_card(created=started, max_model_len=limit)] if caller.base else []
+        cards = [*base, *await _replica(request).models(caller)]
         return {"object": "list", "data": cards}
 
     return models

@@ -9,7 +9,6 @@ Without keys there is one caller, who may use everything, and the server listens
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,20 +16,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from adapterhub.errors import NotFound, UsageError
-from adapterhub.refs import AdapterName, AdapterRef
+from adapterhub.refs import AdapterRef
 from adapterhub.serving.arguments import BASE_NAME
+from adapterhub.serving.callers import Caller, Scope
 
 MAX_BODY = 32 * 1024 * 1024  # bytes
 
-Kind = Literal["model", "open"]
+Kind = Literal["model", "caller", "open"]
 
 
 @dataclass(frozen=True)
 class Route:
-    """A way in. ``model``: its JSON body names a model. ``open``: nothing to decide."""
+    """A way in. ``model``: its JSON body names a model. ``caller``: for who has a key. ``open``: for everybody."""
 
     path: str
     kind: Kind
+    scope: Scope = "inference"  # that a key needs here
     takes_template: bool = False  # whether the engine reads `chat_template` from the body
     renders_chat: bool = False  # whether the engine applies a chat template at all
     fills_cache: bool = False  # whether the prompt goes through the engine's prefix cache
@@ -47,12 +48,12 @@ _ROUTES = {
     ("POST", b"/v1/embeddings"): Route("/v1/embeddings", "model", fills_cache=True),
     ("POST", b"/tokenize"): Route("/tokenize", "model", takes_template=True, renders_chat=True),
     ("POST", b"/detokenize"): Route("/detokenize", "model"),
-    ("GET", b"/v1/models"): Route("/v1/models", "open"),
+    ("GET", b"/v1/models"): Route("/v1/models", "caller"),
     ("GET", b"/health"): Route("/health", "open"),
     ("GET", b"/ready"): Route("/ready", "open"),
-    ("GET", b"/version"): Route("/version", "open"),
-    ("GET", b"/adapterhub/state"): Route("/adapterhub/state", "open"),
-    ("POST", b"/adapterhub/poll"): Route("/adapterhub/poll", "open"),
+    ("GET", b"/version"): Route("/version", "caller"),
+    ("GET", b"/adapterhub/state"): Route("/adapterhub/state", "caller", scope="admin"),
+    ("POST", b"/adapterhub/poll"): Route("/adapterhub/poll", "caller", scope="admin"),
 }
 ALWAYS_OPEN = frozenset({"/health", "/ready"})  # answered before the server is ready
 
@@ -69,26 +70,11 @@ _REFUSED = {
     "background": "responses are not stored here; send the request without it",
 }
 _MEDIA = re.compile(r"(image|audio|video|file)(_url)?|input_(image|audio|video|file)")
-_HEADERS = frozenset({b"x-request-id", b"x-vllm-priority", b"x-data-parallel-rank"})  # never the client's own
+_HEADERS = frozenset(  # never the client's own
+    {b"x-request-id", b"x-vllm-priority", b"x-data-parallel-rank", b"authorization", b"x-api-key"}
+)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks. ``tenant`` is None for the one user of a server without keys."""
-
-    tenant: str | None
-
-    def may_use(self, name: AdapterName) -> bool:
-        return self.tenant is None or self.tenant == name.tenant
-
-    def salt(self, own: str | None) -> str:
-        """The prefix cache's salt: no two tenants share one, whatever ``own`` salt they send."""
-        return hashlib.sha256(json.dumps([self.tenant, own]).encode()).hexdigest()
-
-
-SINGLE_USER = Caller(tenant=None)
 
 
 def find_route(method: str, raw_path: bytes, path: str) -> Route:
@@ -122,7 +108,7 @@ def request_id_of(headers: Mapping[bytes, bytes]) -> str | None:
 
 
 def strip_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers that the engine may see: none that choose priority or engine, and not the old body's length."""
+    """The headers that the engine may see: no key, none that choose priority or engine, not the old body's length."""
     dropped = _HEADERS | {b"content-length", b"transfer-encoding"}
     return [(name, value) for name, value in headers if name.lower() not in dropped]
 
@@ -148,6 +134,8 @@ def read_model(body: Mapping[str, Any], caller: Caller) -> AdapterRef | None:
     if not isinstance(model, str) or not model:
         raise UsageError("`model` is missing", why=f"name {BASE_NAME}, or an adapter like acme/support@prod")
     if model == BASE_NAME:
+        if not caller.base:
+            raise not_found(BASE_NAME)
         return None
     ref = AdapterRef.parse(model)
     if not caller.may_use(ref.name):
@@ -155,7 +143,7 @@ def read_model(body: Mapping[str, Any], caller: Caller) -> AdapterRef | None:
     return ref
 
 
-def not_found(ref: AdapterRef) -> NotFound:
+def not_found(ref: AdapterRef | str) -> NotFound:
     """The one answer to what is not there and to what may not be seen."""
     return NotFound(f"the model {ref} does not exist", why="see GET /v1/models")
 

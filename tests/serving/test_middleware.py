@@ -25,6 +25,7 @@ from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry
 from adapterhub.registry.signing import sign
 from adapterhub.serving import routes, tenancy
+from adapterhub.serving.callers import SINGLE_USER
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.middleware import TenancyMiddleware
 from adapterhub.serving.replica import Replica
@@ -145,7 +146,7 @@ class TestTheWayIn:
             assert answer.headers["x-adapterhub-version"] == "acme/support@1"
             assert answer.headers["x-adapterhub-digest"] == record.digest
             assert inner.seen[-1]["temperature"] == 0
-            assert inner.seen[-1]["cache_salt"] == tenancy.SINGLE_USER.salt(None)
+            assert inner.seen[-1]["cache_salt"] == SINGLE_USER.salt(None)
             assert "x-adapterhub-deprecated" not in answer.headers
 
     async def test_the_base_has_no_digest(self, client: httpx.AsyncClient, engine: Any) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adapterhub.errors import InvalidName, NotFound, UsageError
 from adapterhub.refs import AdapterRef
 from adapterhub.serving import tenancy
-from adapterhub.serving.tenancy import SINGLE_USER, Caller
+from adapterhub.serving.callers import SINGLE_USER, Caller
 
 CHAT = tenancy.find_route("POST", b"/v1/chat/completions", "/v1/chat/completions")
 MESSAGES = tenancy.find_route("POST", b"/v1/messages", "/v1/messages")
@@ -63,7 +63,7 @@ class TestRoutes:
             tenancy.find_route("POST", raw, path)
 
     def test_a_method_is_part_of_the_route(self) -> None:
-        assert tenancy.find_route("GET", b"/v1/models", "/v1/models").kind == "open"
+        assert tenancy.find_route("GET", b"/v1/models", "/v1/models").kind == "caller"
         for method in ("POST", "get", "HEAD"):
             with pytest.raises(NotFound):
                 tenancy.find_route(method, b"/v1/models", "/v1/models")
