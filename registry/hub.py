@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adapterhub.errors import Conflict, Gone, IntegrityError, NotFound
+from adapterhub.errors import Conflict, IntegrityError, NotFound
 from adapterhub.manifest import FORMAT, FileEntry, Record, canonical_json, parse_json
 from adapterhub.refs import LATEST, AdapterName, AdapterRef, check_channel
 from adapterhub.registry import hublayout as layout
@@ -255,11 +255,14 @@ class HubRegistry:
         op = uuid.uuid4().hex
 
         def step(state: State) -> tuple[Log, Evaluation]:
-            found = self._version(name, version, state)
-            if found.status == "deleted":
-                raise Gone(f"{name}@{version} is deleted", why=found.why, hint=f"ah ls {name}")
-            seq = len(state.log.evaluations.get(version, ())) + 1
-            evaluation = Evaluation(seq, suite, dict(metrics), dict(details or {}), who, now())
+            evaluation = rules.next_evaluation(
+                self._version(name, version, state),
+                len(state.log.evaluations.get(version, ())),
+                suite=suite,
+                metrics=metrics,
+                details=details or {},
+                who=who,
+            )
             return state.log.with_evaluation(version, evaluation, op=op), evaluation
 
         return self._change(name, op, step, self._state(name))

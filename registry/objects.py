@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adapterhub.errors import Conflict, Gone, NotFound
+from adapterhub.errors import Conflict, NotFound
 from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import LATEST, AdapterName, AdapterRef, check_channel
-from adapterhub.registry import entries, identity, layout
+from adapterhub.registry import entries, identity, layout, rules
 from adapterhub.registry.base import (
     Changes,
     ChannelMove,
@@ -39,8 +39,6 @@ from adapterhub.registry.publishing import Publisher
 from adapterhub.registry.records import Records
 from adapterhub.registry.store import Store, create_hint
 from adapterhub.registry.transfer import Source, check, fetch, file_of
-
-_GONE: tuple[Status, ...] = ("yanked", "deleted")
 
 
 class ObjectRegistry:
@@ -88,7 +86,7 @@ class ObjectRegistry:
 
     def resolve(self, ref: AdapterRef) -> Version:
         if ref.version is not None:
-            return self._usable(self.version(ref.name, ref.version), asked=str(ref))
+            return rules.usable(self.version(ref.name, ref.version), asked=str(ref))
         if ref.digest is not None:
             return self._with_digest(ref)
         if ref.channel == LATEST:
@@ -96,8 +94,8 @@ class ObjectRegistry:
         move = self._newest_move(ref.name, str(ref.channel))
         if move is None:
             self._require_adapter(ref.name)
-            raise NotFound(f"{ref.name} has no channel {ref.channel!r}", hint=f"ah show {ref.name}")
-        return self._usable(self.version(ref.name, move.main.version), asked=str(ref))
+            raise rules.no_channel(ref.name, str(ref.channel))
+        return rules.usable(self.version(ref.name, move.main.version), asked=str(ref))
 
     def tenants(self) -> list[str]:
         self._open()
@@ -117,13 +115,13 @@ class ObjectRegistry:
             record = self._records.read(name, number)
         except NotFound:
             self._require_adapter(name)
-            raise NotFound(f"{name} has no version {number}", hint=f"ah ls {name}") from None
-        return _with_status(record, self._newest_status(name, number))
+            raise rules.no_version(name, number) from None
+        return rules.with_status(record, self._newest_status(name, number))
 
     def versions(self, name: AdapterName) -> list[Version]:
         self._require_adapter(name)
         statuses = self._statuses(name)
-        return [_with_status(self._records.read(name, n), statuses.get(n)) for n in self._records.numbers(name)]
+        return [rules.with_status(self._records.read(name, n), statuses.get(n)) for n in self._records.numbers(name)]
 
     def fetch_file(self, record: Record, path: str, destination: Path, *, progress: Progress | None = None) -> None:
         entry = file_of(record, path)
@@ -158,7 +156,7 @@ class ObjectRegistry:
         self._require_adapter(name)
         log = self._moves(name, channel).all()
         if not log:
-            raise NotFound(f"{name} has no channel {channel!r}", hint=f"ah show {name}")
+            raise rules.no_channel(name, channel)
         return log
 
     def set_channel(
@@ -196,7 +194,7 @@ class ObjectRegistry:
             targets = (self._target(name, to, 100),)
         else:
             statuses = self._statuses(name)
-            targets = rollback_targets(log, usable=lambda t: _status(statuses.get(t.version)) not in _GONE)
+            targets = rollback_targets(log, usable=lambda t: rules.status_of(statuses.get(t.version)) not in rules.GONE)
         move = ChannelMove(
             channel,
             log[0].seq + 1,
@@ -220,16 +218,10 @@ class ObjectRegistry:
         return winner is None or winner.op == move.op  # the latter: the reply was lost, the move was not
 
     def _moved(self, name: AdapterName, channel: str) -> Conflict:
-        move = self._newest_move(name, channel)
-        now = f"it is now at {name}@{move.main.version}, moved by {move.who}" if move else "it has no moves yet"
-        return Conflict(
-            f"the channel {channel!r} of {name} moved meanwhile",
-            why=now,
-            hint=f"look at `ah channel log {name} {channel}`, then type the command again, or with --force",
-        )
+        return rules.moved(name, channel, self._newest_move(name, channel))
 
     def _target(self, name: AdapterName, version: int, weight: int) -> Target:
-        found = self._usable(self.version(name, version), asked=f"{name}@{version}")
+        found = rules.usable(self.version(name, version), asked=f"{name}@{version}")
         return Target(version, found.record.digest, weight)
 
     def _newest_move(self, name: AdapterName, channel: str) -> ChannelMove | None:
@@ -246,11 +238,9 @@ class ObjectRegistry:
         self.version(name, version)
         while True:
             current = self._newest_status(name, version)
-            if current is not None and current.status == status:
+            change = rules.next_status(name, version, current, status, who=who, why=why)
+            if change is current:
                 return current
-            if current is not None and current.status == "deleted":
-                raise Gone(f"{name}@{version} is deleted", why="that is final", hint=f"ah ls {name}")
-            change = StatusChange((current.seq if current else 0) + 1, status, why, who, now())
             self._log.announce(name, f"status {version}")
             if self._status_changes(name, version).append(change) is None:
                 return change  # else somebody changed it meanwhile: judge again
@@ -292,14 +282,13 @@ class ObjectRegistry:
     ) -> Evaluation:
         self._open()
         found = self.version(name, version)
-        if found.status == "deleted":
-            raise Gone(f"{name}@{version} is deleted", why=found.why, hint=f"ah ls {name}")
         log = self._evaluations(name, version)
-        seq = 1
         while True:
             newest = log.newest()
-            seq = newest.seq + 1 if newest else 1
-            evaluation = Evaluation(seq, suite, dict(metrics), dict(details or {}), who, now())
+            evaluation = rules.next_evaluation(
+                found, newest.seq if newest else 0, suite=suite, metrics=metrics, details=details or {}, who=who
+            )
+            self._log.announce(name, f"evaluation {version}")
             winner = log.append(evaluation)
             # the latter: the reply was lost, the entry was not
             if winner is None or entries.evaluation_to_bytes(winner) == entries.evaluation_to_bytes(evaluation):
@@ -331,14 +320,10 @@ class ObjectRegistry:
     def _latest(self, name: AdapterName) -> Version:
         for number in self._records.numbers(name):
             status = self._newest_status(name, number)
-            if _status(status) == "active":
-                return _with_status(self._records.read(name, number), status)
+            if rules.status_of(status) == "active":
+                return rules.with_status(self._records.read(name, number), status)
         self._require_adapter(name)
-        raise Gone(
-            f"{name} has no active version",
-            why="all of them are yanked, deprecated or deleted",
-            hint=f"name a version (ah ls {name}), or publish one",
-        )
+        raise rules.none_active(name)
 
     def _with_digest(self, ref: AdapterRef) -> Version:
         digest = str(ref.digest)
@@ -352,19 +337,8 @@ class ObjectRegistry:
                 found.append(version)
         if not found:
             self._require_adapter(ref.name)
-            raise NotFound(f"{ref.name} has no version with digest {digest}", hint=f"ah ls {ref.name}")
-        in_use = [version for version in found if version.status not in _GONE]
-        return self._usable((in_use or found)[0], asked=str(ref))
-
-    def _usable(self, version: Version, *, asked: str) -> Version:
-        if version.status in _GONE:
-            own = str(version.record.ref)
-            raise Gone(
-                f"{own} is {version.status}" if asked == own else f"{asked} is {own}, which is {version.status}",
-                why=version.why,
-                hint=f"ah ls {version.record.name}",
-            )
-        return version
+            raise rules.no_version(ref.name, digest)
+        return rules.first_usable(found, asked=str(ref))
 
     def _require_version(self, name: AdapterName, number: int) -> None:
         """Raises NotFound, without reading the record."""
@@ -379,11 +353,3 @@ class ObjectRegistry:
         if self.adapters(name.tenant):
             raise NotFound(f"there is no adapter {name} in {self.url}", hint=f"ah ls {name.tenant}")
         raise NotFound(f"there is no tenant {name.tenant!r} in {self.url}", hint="ah ls")
-
-
-def _with_status(record: Record, change: StatusChange | None) -> Version:
-    return Version(record, change.status, change.why) if change else Version(record)
-
-
-def _status(change: StatusChange | None) -> Status:
-    return change.status if change else "active"

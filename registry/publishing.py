@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import BinaryIO, cast
 
-from adapterhub.errors import AdapterError, AlreadyExists, Conflict
+from adapterhub.errors import AdapterError, AlreadyExists
 from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import AdapterName
-from adapterhub.registry import layout
+from adapterhub.registry import layout, rules
 from adapterhub.registry.base import Draft, Progress
 from adapterhub.registry.changelog import ChangeLog
 from adapterhub.registry.clock import now
@@ -59,7 +59,7 @@ class Publisher:
         while True:
             record = Record(
                 name=name,
-                version=self._free_number(name, number),
+                version=rules.free_number(name, self._records.newest_number(name), number),
                 digest=draft.manifest.digest,
                 manifest=draft.manifest,
                 publish_id=publish_id,
@@ -72,16 +72,6 @@ class Publisher:
                 return record
             self._wait(random.uniform(0, pause))  # noqa: S311 - jitter, no secret
             pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _free_number(self, name: AdapterName, wanted: int | None) -> int:
-        newest = self._records.newest_number(name)
-        if wanted is not None and wanted <= newest:
-            raise Conflict(
-                f"{name}@{wanted} cannot be given",
-                why=f"the newest version of {name} is {newest}, and numbers only grow",
-                hint="leave the number to the registry",
-            )
-        return newest + 1 if wanted is None else wanted
 
     def _commit(self, record: Record) -> bool:
         """Whether this record is now the version of its number."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from adapterhub.errors import Conflict, Gone, NotFound
-from adapterhub.manifest import Record
+from adapterhub.errors import Conflict, Gone, NotFound, UsageError
+from adapterhub.manifest import Record, canonical_json
 from adapterhub.refs import AdapterName
-from adapterhub.registry.base import ChannelMove, Status, StatusChange, Summary, Version
+from adapterhub.registry.base import ChannelMove, Evaluation, Status, StatusChange, Summary, Version
 from adapterhub.registry.clock import now
 
 GONE: tuple[Status, ...] = ("yanked", "deleted")
@@ -39,7 +41,11 @@ def latest(name: AdapterName, numbers: Iterable[int], status: Callable[[int], St
     for number in sorted(numbers, reverse=True):
         if status(number) == "active":
             return number
-    raise Gone(
+    raise none_active(name)
+
+
+def none_active(name: AdapterName) -> Gone:
+    return Gone(
         f"{name} has no active version",
         why="all of them are yanked, deprecated or deleted",
         hint=f"name a version (ah ls {name}), or publish one",
@@ -72,6 +78,32 @@ def next_status(
     if current is not None and current.status == "deleted":
         raise Gone(f"{name}@{version} is deleted", why="that is final", hint=f"ah ls {name}")
     return StatusChange((current.seq if current else 0) + 1, status, why, who, now())
+
+
+def next_evaluation(
+    version: Version, newest: int, *, suite: str, metrics: Mapping[str, float], details: Mapping[str, Any], who: str
+) -> Evaluation:
+    """What to append after evaluation ``newest`` (0: none yet).
+
+    Raises Gone for a deleted version, UsageError for what is no measurement.
+    """
+    ref = version.record.ref
+    if version.status == "deleted":
+        raise Gone(f"{ref} is deleted", why=version.why, hint=f"ah ls {ref.name}")
+    if not suite.strip():
+        raise UsageError(f"an evaluation of {ref} has no name", why="it is told apart from others by its suite")
+    plain = {metric: float(value) for metric, value in metrics.items()}
+    if wrong := [metric for metric, value in plain.items() if not math.isfinite(value)]:
+        raise UsageError(
+            f"the metrics of {suite} are no numbers", why=f"{', '.join(wrong)} is NaN or infinite", hint="leave it out"
+        )
+    try:
+        canonical_json(details)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"the details of {suite} cannot be stored", why=str(error), hint="hand in plain JSON"
+        ) from error
+    return Evaluation(newest + 1, suite, plain, dict(details), who, now())
 
 
 def moved(name: AdapterName, channel: str, move: ChannelMove | None) -> Conflict:

@@ -196,6 +196,47 @@ def test_a_status_set_again_is_not_a_change(registry: Registry, new_draft: Draft
     assert len(registry.status_log(name, 1)) == 1
 
 
+# ── evaluations ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_evaluations_are_added_and_kept(registry: Registry, new_draft: Drafts, name: AdapterName) -> None:
+    publish(registry, new_draft(), name)
+    assert registry.evaluations(name, 1) == []
+    details = {"data_sha256": "ab" * 32, "base": {"eval_loss": 2.5}}
+    first = registry.add_evaluation(name, 1, suite="heldout", metrics={"eval_loss": 1.5}, details=details, who="ana")
+    registry.set_status(name, 1, "yanked", who="ana")  # what is yanked can still be measured
+    second = registry.add_evaluation(name, 1, suite="heldout", metrics={"eval_loss": 1}, who="ben")
+    assert registry.evaluations(name, 1) == [second, first]
+    assert (first.seq, first.details, first.who, second.seq, second.metrics) == (1, details, "ana", 2, {"eval_loss": 1})
+    with pytest.raises(NotFound):
+        registry.add_evaluation(name, 2, suite="heldout", metrics={}, who="ana")
+    with pytest.raises(NotFound):
+        registry.evaluations(name, 2)
+    registry.set_status(name, 1, "deleted", who="ana")
+    with pytest.raises(Gone):
+        registry.add_evaluation(name, 1, suite="heldout", metrics={}, who="ana")
+    assert len(registry.evaluations(name, 1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("suite", "metrics", "details"),
+    [
+        ("", {"loss": 1.0}, {}),
+        ("heldout", {"loss": float("nan")}, {}),
+        ("heldout", {"loss": float("-inf")}, {}),
+        ("heldout", {"loss": 1.0}, {"path": object()}),
+        ("heldout", {"loss": 1.0}, {"loss": float("inf")}),
+    ],
+)
+def test_what_is_no_measurement_is_refused(
+    registry: Registry, new_draft: Drafts, name: AdapterName, suite: str, metrics: dict[str, float], details: object
+) -> None:
+    publish(registry, new_draft(), name)
+    with pytest.raises(UsageError):
+        registry.add_evaluation(name, 1, suite=suite, metrics=metrics, details=details, who="ana")  # type: ignore[arg-type]
+    assert registry.evaluations(name, 1) == []
+
+
 # ── channels ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -337,8 +378,9 @@ def test_changes_tell_of_every_commit(registry: Registry, new_draft: Drafts, nam
     publish(registry, new_draft(), name)
     registry.set_channel(name, "prod", {1: 100}, who="ana")
     registry.set_status(name, 1, "yanked", who="ana")
+    registry.add_evaluation(name, 1, suite="heldout", metrics={"loss": 1.5}, who="ana")
     told = registry.changes("acme", start)
-    assert {e.what for e in told.events} == {"publish", "channel prod", "status 1"}
+    assert {e.what for e in told.events} == {"publish", "channel prod", "status 1", "evaluation 1"}
     assert {e.adapter for e in told.events} == {name}
     assert registry.changes("beta", registry.changes("beta").cursor).events == ()
 
