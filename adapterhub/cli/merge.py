@@ -24,10 +24,16 @@ def merge(
     ],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder, to be published with ah publish.")],
     method: Annotated[
-        Literal["cat", "svd"],
-        typer.Option("--method", help="cat: exact, the ranks add up. svd: the nearest of --rank."),
+        Literal["cat", "svd", "ties", "dare_ties", "dare_linear", "magnitude_prune"],
+        typer.Option(
+            "--method", help="cat: exact, the ranks add up. svd: the nearest of --rank. Others: pruned first."
+        ),
     ] = "cat",
-    rank: Annotated[int | None, typer.Option("--rank", metavar="N", help="Of the result, for svd.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="N", help="Of the result, for all but cat.")] = None,
+    density: Annotated[
+        float | None, typer.Option("--density", metavar="SHARE", help="Of the values that pruning keeps, up to 1.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of what dare_ties and dare_linear drop.")] = 0,
     base: BaseOption = None,
     require_signed_by: SignedByOption = None,
     registry_url: RegistryOption = None,
@@ -40,12 +46,14 @@ def merge(
     sources = [find_source(name, settings, registry_url or settings.registry, signers=signers) for name, _ in weighted]
     fingerprint = _base_of(sources, base or settings.base)
 
-    from adapterhub.export.combine import Part, combine
+    from adapterhub.export.combine import Part, Recipe, combine
 
-    lineage = Lineage(method=f"merge-{method}", parents=tuple(s.record.digest for s in sources if s.record))
+    parents = tuple(s.record.digest for s in sources if s.record)
+    lineage = Lineage(method=f"merge-{method}", parents=parents, seed=seed if method.startswith("dare") else None)
     parts = [Part(s.path, weight) for s, (_, weight) in zip(sources, weighted, strict=True)]
     record = RunRecord(base=fingerprint, lineage=lineage)
-    result = combine(parts, to.expanduser().absolute(), method=method, record=record, rank=rank)
+    recipe = Recipe(method, rank=rank, density=density, seed=seed)
+    result = combine(parts, to.expanduser().absolute(), recipe=recipe, record=record)
     if as_json:
         print_json({"path": str(result.path), "ranks": result.ranks, "errors": result.errors})
         return

@@ -2,6 +2,8 @@
 
     cat    the factors stacked: exact, of the ranks' sum
     svd    the best approximation of a chosen rank (Eckart–Young), by QR of the stacked factors; its error is told
+    ties, dare_ties, dare_linear, magnitude_prune
+           pruned sums of the dense changes (`pruning`), one module at a time, then the nearest of a chosen rank
 
 Every scale is folded into B and the result has alpha = rank, so that no reader can scale it in another way: rsLoRA
 and alpha patterns end here. Adding the As and the Bs apart ("linear") is no sum of adapters, and is not offered.
@@ -16,15 +18,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from adapterhub import peftdir
 from adapterhub.errors import AdapterError, AlreadyExists, StorageError, Unsupported, UsageError
 from adapterhub.export.arithmetic import _read as read_tensor
-from adapterhub.peftdir import CONFIG, WEIGHTS, PeftDir
+from adapterhub.export.pruning import SPARSE, Sparse, add_sparse
+from adapterhub.peftdir import CONFIG, WEIGHTS, Factor, PeftDir
 from adapterhub.runrecord import ADAPTER, FILE, RunRecord
 
-Method = Literal["cat", "svd"]
+Method = Literal["cat", "svd", "ties", "dare_ties", "dare_linear", "magnitude_prune"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,16 @@ class Part:
 
     path: Path
     weight: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How they are added."""
+
+    method: Method = "cat"
+    rank: int | None = None  # of the result; cat has the sum of all ranks
+    density: float | None = None  # share of the values that is kept, for the pruned sums
+    seed: int = 0  # of what DARE drops
 
 
 @dataclass(frozen=True)
@@ -65,22 +78,33 @@ def shrink(a: Any, b: Any, rank: int) -> tuple[Any, Any, float]:
     return root[:, None] * (v[:kept] @ q_a.T), (q_b @ u[:, :kept]) * root, error
 
 
-def combine(parts: Sequence[Part], to: Path, *, method: Method, record: RunRecord, rank: int | None = None) -> Combined:
+def nearest(whole: Any, rank: int) -> tuple[Any, Any, float]:
+    """The factors of rank ≤ ``rank`` nearest to a dense change (out, in), and the relative error."""
+    import torch
+
+    u, s, v = torch.linalg.svd(whole, full_matrices=False)
+    kept = min(rank, len(s))
+    root = s[:kept].sqrt()
+    norm = float(s.norm())
+    return root[:, None] * v[:kept], u[:, :kept] * root, float(s[kept:].norm()) / norm if norm else 0.0
+
+
+def combine(parts: Sequence[Part], to: Path, *, recipe: Recipe, record: RunRecord) -> Combined:
     """Write ``to``, a run's folder that `ah publish` takes: ``run.json`` (``record``) and ``adapter/``.
 
     Raises:
         AdapterError: a part is broken, or its shapes are not those of the others.
         Unsupported: a part is no plain LoRA.
-        UsageError: fewer than two parts, or a rank where the method has none.
+        UsageError: fewer than two parts, or a rank or density that the method does not have.
         AlreadyExists: ``to`` exists. StorageError: it cannot be written.
     """
     from safetensors.torch import save_file
 
-    _check(parts, method, rank)
+    _check(parts, recipe)
     if to.exists() or to.is_symlink():
         raise AlreadyExists(f"{to} exists", hint="name a new folder with --to")
     adapters = [(_read(part), part.weight) for part in parts]
-    tensors, ranks, errors = _modules(adapters, rank if method == "svd" else None)
+    tensors, ranks, errors = _modules(adapters, recipe)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         hidden = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
@@ -100,14 +124,21 @@ def combine(parts: Sequence[Part], to: Path, *, method: Method, record: RunRecor
     return Combined(to, ranks, errors)
 
 
-def _check(parts: Sequence[Part], method: Method, rank: int | None) -> None:
+def _check(parts: Sequence[Part], recipe: Recipe) -> None:
     if len(parts) < 2:
         raise UsageError("a merge needs two adapters or more", hint="ah merge acme/a@1:0.7 acme/b@2:0.3 --to DIR")
-    if (method == "svd") != (rank is not None):
-        why = "svd needs the rank of the result" if rank is None else "cat has the sum of all ranks"
+    if (recipe.method == "cat") != (recipe.rank is None):
+        why = "cat has the sum of all ranks" if recipe.rank is not None else f"{recipe.method} needs the result's rank"
         raise UsageError("--rank and --method do not fit", why=why, hint="--method svd --rank 16")
-    if rank is not None and rank < 1:
-        raise UsageError(f"rank {rank} is not positive", hint="--rank 16")
+    if recipe.rank is not None and recipe.rank < 1:
+        raise UsageError(f"rank {recipe.rank} is not positive", hint="--rank 16")
+    if (recipe.method in SPARSE) != (recipe.density is not None):
+        why = f"{recipe.method} keeps every value" if recipe.density is not None else f"{recipe.method} needs a density"
+        raise UsageError("--density and --method do not fit", why=why, hint="--method ties --rank 16 --density 0.5")
+    if recipe.density is not None and not 0 < recipe.density <= 1:
+        raise UsageError(
+            f"density {recipe.density:g} is no share", why="it is above 0 and at most 1", hint="--density 0.5"
+        )
 
 
 def _read(part: Part) -> PeftDir:
@@ -124,26 +155,38 @@ def _read(part: Part) -> PeftDir:
 
 
 def _modules(
-    adapters: Sequence[tuple[PeftDir, float]], rank: int | None
+    adapters: Sequence[tuple[PeftDir, float]], recipe: Recipe
 ) -> tuple[dict[str, Any], dict[str, int], dict[str, float]]:
-    found: dict[str, list[tuple[Any, Any, float]]] = {}
+    found: dict[str, list[tuple[PeftDir, Factor, float]]] = {}
     tensors: dict[str, Any] = {}
     ranks, errors = {}, {}
     for adapter, weight in adapters:
-        for f in adapter.factors:
-            file = adapter.path / WEIGHTS
-            found.setdefault(f.module, []).append((read_tensor(f.a, file), read_tensor(f.b, file), f.scale * weight))
+        for factor in adapter.factors:
+            found.setdefault(factor.module, []).append((adapter, factor, weight))
     for module, parts in sorted(found.items()):
-        if len({(a.shape[1], b.shape[0]) for a, b, _ in parts}) > 1:
+        if len({(f.a.shape[1], f.b.shape[0]) for _, f, _ in parts}) > 1:
             raise AdapterError(f"{module} has another shape in each adapter", why="they are for different bases")
-        a, b = stack(parts)
-        errors[module] = 0.0
-        if rank is not None:
-            a, b, errors[module] = shrink(a, b, rank)
+        a, b, errors[module] = _add(module, parts, recipe)
         ranks[module] = a.shape[0]
         tensors[f"base_model.model.{module}.lora_A.weight"] = a.float().contiguous()
         tensors[f"base_model.model.{module}.lora_B.weight"] = b.float().contiguous()
     return tensors, ranks, errors
+
+
+def _add(module: str, parts: Sequence[tuple[PeftDir, Factor, float]], recipe: Recipe) -> tuple[Any, Any, float]:
+    """A and B of one module of the result, and the relative error."""
+    read = [
+        (read_tensor(f.a, adapter.path / WEIGHTS), read_tensor(f.b, adapter.path / WEIGHTS), f.scale, weight)
+        for adapter, f, weight in parts
+    ]
+    if recipe.density is not None and recipe.rank is not None:
+        changes = [scale * (b.double() @ a.double()) for a, b, scale, _ in read]
+        method = cast(Sparse, recipe.method)
+        weights = [weight for _, _, _, weight in read]
+        whole = add_sparse(changes, weights, method=method, density=recipe.density, seed=recipe.seed, module=module)
+        return nearest(whole, recipe.rank)
+    a, b = stack([(a, b, scale * weight) for a, b, scale, weight in read])
+    return (a, b, 0.0) if recipe.rank is None else shrink(a, b, recipe.rank)
 
 
 def _config(first: PeftDir, ranks: Mapping[str, int]) -> dict[str, Any]:
