@@ -92,6 +92,13 @@ def test_byte_order_mark_crlf_and_blank_lines_are_no_rows(tmp_path: Path) -> Non
     assert [row.where.rsplit(":", 1)[1] for row in file.rows] == ["1", "4"]
 
 
+def test_text_that_looks_like_keys_is_text(tmp_path: Path) -> None:
+    text = 'say {"a": 1, "a": 2} and "b" : 3'
+    (row,) = read(lines(tmp_path, {"prompt": text, "completion": text})).rows
+    assert isinstance(row, Text)
+    assert (row.prompt, row.completion) == (text, text)
+
+
 def test_a_path_is_looked_up_beside_the_config_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -110,6 +117,13 @@ def test_a_path_is_looked_up_beside_the_config_first(tmp_path: Path, monkeypatch
         (b"\n\n[1]\n", ":3: the row is a list"),
         (b'{"messages": "\xff"}\n', "byte 14 is not UTF-8"),
         (b"[" * 100_000 + b"\n", "not JSON, nested too deep"),
+        (b'{"prompt": "a", "completion": "b", "prompt" : "c"}\n', 'the key "prompt" is there twice'),
+        (b'{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}\n', 'the key "role" is there twice'),
+        (b'{"prompt": "a\x00b", "completion": "c"}\n', "a NUL byte at column 14"),
+        (b'{"prompt": "a\\u0000b", "completion": "c"}\n', "a NUL character"),
+        (b'{"prompt": "a", "completion": NaN}\n', "NaN is no JSON"),
+        (b'{"prompt": "\\ud83d", "completion": "c"}\n', "half a surrogate pair"),
+        (b'{"prompt": "a", "completion": "b"}{}\n', "not JSON, column 35"),
         ({}, "no known format, the row has nothing"),
         ({"instruction": "a", "output": "b"}, "no known format, the row has instruction, output"),
         ({**CHAT, "prompt": "a", "completion": "b"}, "both messages and prompt/completion"),
@@ -133,6 +147,17 @@ def test_a_path_is_looked_up_beside_the_config_first(tmp_path: Path, monkeypatch
         (
             {**CHAT, "tools": [{"type": "function", "function": {"name": "f", "parameters": "x"}}]},
             "tools[0].function.parameters is no JSON schema",
+        ),
+        (
+            {**CHAT, "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "strin"}}}]},
+            'tools[0].function.parameters is no JSON schema: type is "strin"',
+        ),
+        (
+            {
+                "messages": [USER, {"role": "assistant", "tool_calls": [{"name": "g", "arguments": {}}]}],
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+            },
+            'messages[1] calls "g", which is none of the row\'s tools',
         ),
         ({"prompt": "a", "completion": ""}, "completion is empty"),
         ({"prompt": "a", "completion": None}, "completion is missing"),

@@ -7,7 +7,6 @@ Every bad row is named as ``file:line``, with what was expected. Nothing here kn
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 
 from adapterhub.errors import DataError
 from adapterhub.trainers.config import DataSource
+from adapterhub.trainers.data.rows import ROLES, BadRow, Conversation, Row, Text, kind, quoted
+from adapterhub.trainers.data.strictjson import parse_object
+from adapterhub.trainers.data.tools import check_called, read_tools, tool_calls
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT = {
     "human": "user",
     "user": "user",
@@ -30,28 +31,6 @@ _SHOWN_ERRORS = 5
 
 
 @dataclass(frozen=True)
-class Conversation:
-    """Chat messages as chat templates take them. Assistant messages from ``first_trained`` on are trained on."""
-
-    messages: tuple[Mapping[str, Any], ...]
-    where: str  # file:line
-    tools: tuple[Mapping[str, Any], ...] = ()
-    first_trained: int = 0
-
-
-@dataclass(frozen=True)
-class Text:
-    """Plain text without a template: the completion is trained on."""
-
-    prompt: str
-    completion: str
-    where: str
-
-
-Row = Conversation | Text
-
-
-@dataclass(frozen=True)
 class DataFile:
     """One file, read and checked."""
 
@@ -60,14 +39,6 @@ class DataFile:
     format: str  # "messages", "sharegpt" or "prompt/completion"
     detected: bool  # told from the first row rather than from the config
     rows: tuple[Row, ...]
-
-
-class _BadRow(ValueError):
-    """What is wrong with a row, and what was expected."""
-
-    def __init__(self, what: str, expected: str = "") -> None:
-        super().__init__(what)
-        self.what, self.expected = what, expected
 
 
 def read_source(source: DataSource, *, beside: Path | None = None) -> DataFile:
@@ -82,14 +53,14 @@ def read_source(source: DataSource, *, beside: Path | None = None) -> DataFile:
     path = _find(source.path, beside)
     digest = hashlib.sha256()
     rows: list[Row] = []
-    bad: list[tuple[int, _BadRow]] = []
+    bad: list[tuple[int, BadRow]] = []
     found = source.type
     for number, line in _lines(path, digest):
         try:
-            raw = _json(line)
+            raw = parse_object(line)
             found = found or _format_of(raw, source)
             rows.append(_row(raw, found, source, f"{path}:{number}"))
-        except _BadRow as error:
+        except BadRow as error:
             bad.append((number, error))
     if bad:
         raise _bad_rows(path, bad, len(rows) + len(bad))
@@ -132,20 +103,7 @@ def _lines(path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path} cannot be read", why=error.strerror or str(error)) from error
 
 
-def _json(line: bytes) -> Mapping[str, Any]:
-    try:
-        raw = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _BadRow(f"byte {error.start} is not UTF-8", "UTF-8 text") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        place = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
-        raise _BadRow(f"not JSON, {place}", "one JSON object a line") from error
-    if not isinstance(raw, dict):
-        raise _BadRow(f"the row is {_kind(raw)}", "one JSON object a line")
-    return raw
-
-
-def _bad_rows(path: Path, bad: list[tuple[int, _BadRow]], total: int) -> DataError:
+def _bad_rows(path: Path, bad: list[tuple[int, BadRow]], total: int) -> DataError:
     line, first = bad[0]
     why = f"expected {first.expected}" if first.expected else ""
     if len(bad) > 1:
@@ -162,7 +120,7 @@ def _format_of(raw: Mapping[str, Any], source: DataSource) -> str:
     chat = source.field_messages or "messages"
     pair = "prompt" in raw and "completion" in raw
     if chat in raw and pair:
-        raise _BadRow(
+        raise BadRow(
             f"both {chat} and prompt/completion", "one of the two, or `type: chat_template` or `prompt_completion`"
         )
     if chat in raw:
@@ -172,17 +130,19 @@ def _format_of(raw: Mapping[str, Any], source: DataSource) -> str:
     if pair:
         return "prompt_completion"
     found = ", ".join(str(key) for key in list(raw)[:6]) or "nothing"
-    raise _BadRow(f"no known format, the row has {found}", f"{chat}, or prompt and completion")
+    raise BadRow(f"no known format, the row has {found}", f"{chat}, or prompt and completion")
 
 
-def _row(raw: Mapping[str, Any], kind: str, source: DataSource, where: str) -> Row:
-    if kind == "prompt_completion":
+def _row(raw: Mapping[str, Any], format: str, source: DataSource, where: str) -> Row:
+    if format == "prompt_completion":
         return _pair(raw, source, where)
-    key = source.field_messages or ("conversations" if kind == "sharegpt" else "messages")
+    key = source.field_messages or ("conversations" if format == "sharegpt" else "messages")
     if key not in raw:
-        raise _BadRow(f"no {key}", f"{key}: a list of messages")
-    messages = _messages(raw[key], key, kind, source)
-    return Conversation(_checked(messages, key), where, _tools(raw.get(source.field_tools)))
+        raise BadRow(f"no {key}", f"{key}: a list of messages")
+    messages = _messages(raw[key], key, format, source)
+    tools = read_tools(raw.get(source.field_tools))
+    check_called(messages, tools, key)
+    return Conversation(_checked(messages, key), where, tools)
 
 
 def _pair(raw: Mapping[str, Any], source: DataSource, where: str) -> Row:
@@ -191,22 +151,22 @@ def _pair(raw: Mapping[str, Any], source: DataSource, where: str) -> Row:
         before = _messages(prompt, "prompt", "chat_template", source)
         after = _messages(completion, "completion", "chat_template", source)
         messages = _checked(before + after, "completion", first=len(before))
-        return Conversation(messages, where, _tools(raw.get(source.field_tools)), first_trained=len(before))
+        return Conversation(messages, where, read_tools(raw.get(source.field_tools)), first_trained=len(before))
     for key, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, str):
-            raise _BadRow(
-                f"{key} is {'missing' if value is None else _kind(value)}",
+            raise BadRow(
+                f"{key} is {'missing' if value is None else kind(value)}",
                 "prompt and completion as text, or both as lists of messages",
             )
     if not completion:
-        raise _BadRow("completion is empty", "text to train on")
+        raise BadRow("completion is empty", "text to train on")
     return Text(str(prompt), str(completion), where)
 
 
-def _messages(value: Any, key: str, kind: str, source: DataSource) -> list[dict[str, Any]]:
+def _messages(value: Any, key: str, format: str, source: DataSource) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
-        raise _BadRow(f"{key} is {_kind(value) if not isinstance(value, list) else 'empty'}", "a list of messages")
-    sharegpt = kind == "sharegpt"
+        raise BadRow(f"{key} is {kind(value) if not isinstance(value, list) else 'empty'}", "a list of messages")
+    sharegpt = format == "sharegpt"
     role_key = source.role_property or ("from" if sharegpt else "role")
     text_key = source.content_property or ("value" if sharegpt else "content")
     mapping = dict(source.roles) if source.roles else _SHAREGPT if sharegpt else {}
@@ -215,76 +175,29 @@ def _messages(value: Any, key: str, kind: str, source: DataSource) -> list[dict[
 
 def _message(raw: Any, at: str, role_key: str, text_key: str, mapping: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(raw, dict):
-        raise _BadRow(f"{at} is {_kind(raw)}", f"an object with {role_key} and {text_key}")
+        raise BadRow(f"{at} is {kind(raw)}", f"an object with {role_key} and {text_key}")
     role = raw.get(role_key)
     role = mapping.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        shown = "missing" if role is None else json.dumps(role, ensure_ascii=False)[:40]
-        raise _BadRow(f"{at}.{role_key} is {shown}", "one of " + ", ".join([*mapping] or ROLES))
+        shown = "missing" if role is None else quoted(role)
+        raise BadRow(f"{at}.{role_key} is {shown}", "one of " + ", ".join([*mapping] or ROLES))
     content, calls = raw.get(text_key), raw.get("tool_calls")
     message = {k: v for k, v in raw.items() if k not in (role_key, text_key, "tool_calls") and v is not None}
     message |= {"role": role, "content": "" if content is None and calls else content}
     if calls:
         if role != "assistant":
-            raise _BadRow(f"{at} has tool_calls, and its role is {role}", "tool_calls in assistant messages only")
-        message["tool_calls"] = _tool_calls(calls, f"{at}.tool_calls")
+            raise BadRow(f"{at} has tool_calls, and its role is {role}", "tool_calls in assistant messages only")
+        message["tool_calls"] = tool_calls(calls, f"{at}.tool_calls")
     if not isinstance(message["content"], str):
-        raise _BadRow(f"{at}.{text_key} is {'missing' if content is None else _kind(content)}", "text")
+        raise BadRow(f"{at}.{text_key} is {'missing' if content is None else kind(content)}", "text")
     return message
 
 
 def _checked(messages: list[dict[str, Any]], key: str, first: int = 0) -> tuple[Mapping[str, Any], ...]:
     answers = [(i, m) for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
     if not answers:
-        raise _BadRow(f"{key} has no assistant message", "at least one: it is what is trained on")
+        raise BadRow(f"{key} has no assistant message", "at least one: it is what is trained on")
     for i, message in answers:
         if not message["content"].strip() and not message.get("tool_calls"):
-            raise _BadRow(f"{key}[{i - first}] is an empty assistant message", "text, or tool_calls")
+            raise BadRow(f"{key}[{i - first}] is an empty assistant message", "text, or tool_calls")
     return tuple(messages)
-
-
-def _tool_calls(calls: Any, at: str) -> list[dict[str, Any]]:
-    """Arguments become objects: templates print them as JSON, and a string would be quoted twice."""
-    if not isinstance(calls, list):
-        raise _BadRow(f"{at} is {_kind(calls)}", "a list of calls")
-    result = []
-    for i, call in enumerate(calls):
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise _BadRow(f"{at}[{i}] names no function", '{"type": "function", "function": {"name", "arguments"}}')
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except ValueError as error:
-                raise _BadRow(f"{at}[{i}].arguments is not JSON", "an object, or its JSON text") from error
-        if not isinstance(arguments, dict):
-            raise _BadRow(f"{at}[{i}].arguments is {_kind(arguments)}", "an object")
-        kept = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        result.append({**kept, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
-    return result
-
-
-def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """``[{"type": "function", "function": {name, description, parameters}}]``, or its JSON text."""
-    if value is None or value == "":
-        return ()
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise _BadRow("tools is not JSON", "a list of tool schemas") from error
-    if not isinstance(value, list):
-        raise _BadRow(f"tools is {_kind(value)}", "a list of tool schemas")
-    for i, tool in enumerate(value):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise _BadRow(f"tools[{i}] names no function", '{"type": "function", "function": {"name", "parameters"}}')
-        if not isinstance(function.get("parameters", {}), dict):
-            raise _BadRow(f"tools[{i}].function.parameters is no JSON schema", "an object")
-    return tuple(value)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
