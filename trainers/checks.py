@@ -8,6 +8,7 @@ from typing import Any
 
 from adapterhub.base import BaseModel
 from adapterhub.errors import ConfigError
+from adapterhub.peftdir import pattern_value
 from adapterhub.trainers.config import TrainConfig
 
 _MLP = ("gate_proj", "up_proj", "down_proj", "fc1", "fc2", "dense_h_to_4h", "dense_4h_to_h", "gate_up_proj", "c_fc")
@@ -37,25 +38,48 @@ def learning_rate(base_config: Mapping[str, Any]) -> float:
     return float(f"{5e-4 * (2000 / width) ** power:.2g}")
 
 
-def lora_parameters(base: BaseModel, config: TrainConfig) -> int:
-    """Elements of all A and B, from the base's headers. Raises ConfigError where no layer would be adapted."""
-    layers = {
+def linear_layers(base: BaseModel) -> tuple[str, ...]:
+    """Names of the linear layers in the blocks: down_proj, gate_proj, …"""
+    return tuple(sorted({name.rsplit(".", 1)[-1] for name in _blocks(base)}))
+
+
+def _blocks(base: BaseModel) -> dict[str, tuple[int, ...]]:
+    return {
         name.removesuffix(".weight"): tensor.shape
         for name, (_, tensor) in base.tensors.items()
         if name.endswith(".weight") and len(tensor.shape) == 2 and ".layers." in name
     }
+
+
+def _layer(module: str) -> str:
+    return module.split(".layers.")[1].split(".")[0]
+
+
+def lora_parameters(base: BaseModel, config: TrainConfig) -> int:
+    """Elements of all A and B, from the base's headers. Raises ConfigError where no layer would be adapted."""
+    layers = _blocks(base)
     targets = config.lora_target_modules
     if isinstance(targets, tuple):
         missing = [t for t in targets if not any(name == t or name.endswith("." + t) for name in layers)]
         if missing and layers:
-            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+            known = ", ".join(linear_layers(base))
             raise ConfigError(
                 f"lora_target_modules: the base {base.name} has no layer {missing[0]!a}",
                 why=f"its linear layers are {known}",
                 hint="use lora_target_linear: true",
             )
         layers = {k: v for k, v in layers.items() if any(k == t or k.endswith("." + t) for t in targets)}
-    return sum(config.lora_r * (rows + columns) for rows, columns in layers.values())
+    if config.peft_layers_to_transform is not None:
+        chosen = {str(i) for i in config.peft_layers_to_transform}
+        layers = {k: v for k, v in layers.items() if _layer(k) in chosen}
+        absent = chosen - {_layer(k) for k in layers}
+        if absent:
+            raise ConfigError(
+                f"peft_layers_to_transform: the base {base.name} has no layer {min(absent)}",
+                why=f"it has {base.config.get('num_hidden_layers', 'fewer')} layers, counted from 0",
+            )
+    pattern = config.lora_rank_pattern
+    return sum(pattern_value(pattern, name, config.lora_r) * sum(shape) for name, shape in layers.items())
 
 
 def advise(config: TrainConfig, facts: Facts) -> list[str]:

@@ -48,6 +48,7 @@ class TrainConfig:
     trust_remote_code: bool = False
     attn_implementation: str = "sdpa"
     load_in_4bit: bool = False
+    load_in_8bit: bool = False
     bf16: bool | Literal["auto"] = "auto"
     fp16: bool | Literal["auto"] = False
     tf32: bool = False
@@ -57,6 +58,10 @@ class TrainConfig:
     lora_dropout: float = 0.0
     lora_target_modules: tuple[str, ...] | str = "all-linear"
     peft_use_rslora: bool = False
+    lora_rank_pattern: Mapping[str, int] = field(default_factory=dict)  # module → rank, by PEFT's rule
+    lora_alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    peft_layers_to_transform: tuple[int, ...] | None = None
+    loraplus_lr_ratio: float | None = None  # rate of B over that of A (LoRA+, arXiv:2402.12354)
     # data
     val_set_size: float = 0.0
     train_on_inputs: bool = False

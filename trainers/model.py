@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adapterhub.trainers.checks import linear_layers
 from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.prepare import Prepared
 
@@ -24,6 +25,8 @@ def load_model(prepared: Prepared) -> Any:
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_quant_storage=torch.bfloat16 if gpu else torch.uint8,
         )
+    elif config.load_in_8bit:
+        quantisation = BitsAndBytesConfig(load_in_8bit=True)
     model = AutoModelForCausalLM.from_pretrained(
         prepared.base.path,
         dtype=dtype,
@@ -41,11 +44,14 @@ def in_bfloat16(config: TrainConfig) -> bool:
     return bool(config.bf16) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
-def lora_config(config: TrainConfig) -> Any:
+def lora_config(prepared: Prepared) -> Any:
     """PEFT's description of the adapter."""
     from peft import LoraConfig
 
-    targets = config.lora_target_modules
+    config = prepared.config
+    targets, layers = config.lora_target_modules, config.peft_layers_to_transform
+    if layers is not None and targets == "all-linear":  # PEFT takes layers only with names
+        targets = linear_layers(prepared.base)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
@@ -53,5 +59,8 @@ def lora_config(config: TrainConfig) -> Any:
         lora_dropout=config.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=config.peft_use_rslora,
+        rank_pattern=dict(config.lora_rank_pattern),
+        alpha_pattern=dict(config.lora_alpha_pattern),
+        layers_to_transform=None if layers is None else list(layers),
         bias="none",
     )

@@ -20,15 +20,17 @@ def sft_trainer(prepared: Prepared, *, model: Any, arguments: Mapping[str, Any],
     from trl import SFTConfig
 
     evaluation = prepared.evaluation.examples if prepared.evaluation else ()
-    return _trainer_class()(
+    trainer = _trainer_class()(
         model=model,
         args=SFTConfig(**arguments, max_length=None, packing=False, shuffle_dataset=False),
         train_dataset=_dataset(prepared.train.examples),
         eval_dataset=_dataset(evaluation) if evaluation else None,
         processing_class=prepared.tokenizer,
-        peft_config=lora_config(prepared.config),
+        peft_config=lora_config(prepared),
         callbacks=list(callbacks),
     )
+    trainer.loraplus_lr_ratio = prepared.config.loraplus_lr_ratio
+    return trainer
 
 
 def _dataset(examples: Sequence[Example]) -> Any:
@@ -45,6 +47,19 @@ def _trainer_class() -> Any:
         """Counts tokens, writes no model cards, and skips the logits that no label asks for on CPU."""
 
         tokens_seen = 0
+        optimizer: Any
+        loraplus_lr_ratio: float | None = None
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            if self.optimizer is None and self.loraplus_lr_ratio is not None:
+                from peft.optimizers import create_loraplus_optimizer
+
+                kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                options |= {"weight_decay": self.args.weight_decay}
+                self.optimizer = create_loraplus_optimizer(
+                    self.model, kind, loraplus_lr_ratio=self.loraplus_lr_ratio, **options
+                )
+            return super().create_optimizer(model) if self.optimizer is None else self.optimizer
 
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -69,6 +69,7 @@ def test_training_from_flags_ends_with_the_next_command(
         ({"sequence_len": 8}, "is left to train on"),
         ({"val_set_size": 12}, "leaves nothing to train on"),
         ({"lora_target_modules": ["w1"]}, "has no layer 'w1'"),
+        ({"peft_layers_to_transform": [0, 7]}, "has no layer 7"),
         ({"special_tokens": {"pad_token": "<none>"}}, "has no token '<none>'"),
         ({"chat_template": "jinja", "chat_template_jinja": "none.jinja"}, "none.jinja cannot be read"),
         ({"chat_template": "jinja", "chat_template_jinja": "{{ raise_exception('no') }}"}, "refuses this conversation"),

@@ -130,6 +130,10 @@ def test_unknown_keys_can_be_noted_instead() -> None:
         ("adapterhub: {labels: [a]}", "lines like"),
         ("save_strategy: sometimes", "no, steps or epoch"),
         ("max_steps: 0", "a whole number from 1"),
+        ("lora_rank_pattern: {q_proj: 0}", "a whole number from 1"),
+        ("lora_rank_pattern: {'(': 2}", "regular expressions"),
+        ("peft_layers_to_transform: [-1]", "layer indices"),
+        ("loraplus_lr_ratio: 0.5", "a number from 1"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_place_and_what_was_expected(line: str, expected: str) -> None:
@@ -209,6 +213,8 @@ def test_no_key_stands_in_two_tables() -> None:
     [
         "adapter: qlora\nload_in_4bit: false",
         "load_in_4bit: true",
+        "lora_target_modules: .*proj\npeft_layers_to_transform: [0]",
+        "adapter: qlora\nload_in_8bit: true",
         "val_set_size: 0.1\ntest_datasets: [{path: a}]",
         "chat_template: jinja",
         "chat_template_jinja: a.jinja",
@@ -246,6 +252,7 @@ def test_flags_win_over_the_file_and_are_named_in_errors() -> None:
         "",
         "adapterhub: {name: acme/support, task: full, channel: canary, labels: {team: a}, description: Hé}\n",
         "adapter: qlora\nlora_target_modules: [q_proj]\nval_set_size: 0.25\nspecial_tokens: {pad_token: x}\n",
+        "lora_rank_pattern: {q_proj: 2}\npeft_layers_to_transform: [0]\nloraplus_lr_ratio: 16\nload_in_8bit: true\n",
         "lora_target_modules: .*proj\nlora_target_linear: false\ntest_datasets: [{path: e, roles: {user: [human]}}]\n",
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from adapterhub import peftdir
 from adapterhub.base import find_base
@@ -208,3 +209,32 @@ def test_a_loss_that_is_no_number_ends_the_run(write_config: Writer, tmp_path: P
 def test_a_4_bit_base_is_trained_on(write_config: Writer) -> None:
     result = trained(write_config(adapter="qlora", load_in_4bit=True))
     assert peftdir.verdicts(peftdir.read(result.adapter)).serve.answer == "yes"
+
+
+def test_an_8_bit_base_is_trained_on(write_config: Writer) -> None:
+    result = trained(write_config(load_in_8bit=True))
+    assert peftdir.verdicts(peftdir.read(result.adapter)).serve.answer == "yes"
+
+
+def test_patterns_and_layers_reach_the_adapter_and_are_counted(write_config: Writer) -> None:
+    config = write_config(
+        lora_rank_pattern={"q_proj": 2}, lora_alpha_pattern={"v_proj": 5.0}, peft_layers_to_transform=[1]
+    )
+    reading, prepared = begin(config)
+    adapter = peftdir.read(train(reading, prepared).adapter)
+    assert all(".layers.1." in factor.module for factor in adapter.factors)
+    found = {factor.module.rsplit(".", 1)[-1]: (factor.rank, factor.scale) for factor in adapter.factors}
+    assert (found["q_proj"], found["v_proj"], found["k_proj"]) == ((2, 16.0), (4, 1.25), (4, 8.0))
+    assert adapter.shape.parameters == prepared.lora_parameters
+
+
+def test_loraplus_lets_b_learn_faster(write_config: Writer, tmp_path: Path) -> None:
+    config = write_config(max_steps=1, optimizer="sgd", max_grad_norm=0.0, lr_scheduler="constant", warmup_steps=0)
+
+    def b_norm(**keys: Any) -> float:
+        file = trained(config, **keys).adapter / "adapter_model.safetensors"
+        return float(sum((v.astype("f8") ** 2).sum() for k, v in load_file(file).items() if "lora_B" in k) ** 0.5)
+
+    plain = b_norm(output_dir=str(tmp_path / "plain"))
+    faster = b_norm(output_dir=str(tmp_path / "plus"), loraplus_lr_ratio=16.0)
+    assert faster == pytest.approx(16 * plain, rel=1e-3)

@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from adapterhub.peftdir import VLLM_MAX_RANK
 from adapterhub.trainers.dialect.values import (
     Reader,
+    alphas,
     choice,
     flag,
+    layers,
     names,
     number,
     options,
     precision,
+    ranks,
     strategy,
     text,
     texts,
@@ -51,6 +54,7 @@ KEYS: Mapping[str, Reader] = {
     "eager_attention": flag,
     "flex_attention": flag,
     "load_in_4bit": flag,
+    "load_in_8bit": flag,
     # LoRA
     "adapter": choice("lora", "qlora"),
     "lora_r": whole(1, VLLM_MAX_RANK),
@@ -59,6 +63,10 @@ KEYS: Mapping[str, Reader] = {
     "lora_target_linear": flag,
     "lora_target_modules": texts,
     "peft_use_rslora": flag,
+    "lora_rank_pattern": ranks,
+    "lora_alpha_pattern": alphas,
+    "peft_layers_to_transform": layers,
+    "loraplus_lr_ratio": number(1.0),
     # data
     "val_set_size": number(),
     "train_on_inputs": flag,
@@ -167,7 +175,6 @@ NO_EFFECT_PREFIXES: Mapping[str, str] = {
 }
 
 LATER: Mapping[str, str] = {
-    "load_in_8bit": "8-bit bases; 4-bit works: load_in_4bit: true with adapter: qlora",
     "rl": "preference training",
     "rl_beta": "preference training",
     "dpo_loss_type": "preference training",
@@ -176,16 +183,12 @@ LATER: Mapping[str, str] = {
     "orpo_alpha": "preference training",
     "kto_desirable_weight": "preference training",
     "kto_undesirable_weight": "preference training",
-    "lora_rank_pattern": "a rank of its own for some modules",
-    "lora_alpha_pattern": "an alpha of its own for some modules",
     "lora_target_parameters": "adapters on expert weights",
     "lora_fan_in_fan_out": "transposed layers",
     "lora_model_dir": "starting from another adapter",
     "peft_init_lora_weights": "other initial values",
     "peft": "other initial values",
-    "peft_layers_to_transform": "adapters on some layers only",
-    "loraplus_lr_ratio": "LoRA+",
-    "loraplus_lr_embedding": "LoRA+",
+    "loraplus_lr_embedding": "LoRA+ on embeddings, which are not adapted here",
     "bnb_config_kwargs": "other quantisations than nf4, double",
     "model_config": "overrides of the base's config",
     "tokenizer_config": "a tokenizer from elsewhere",

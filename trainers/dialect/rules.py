@@ -100,9 +100,13 @@ def contradictions(read: Mapping[str, Any], sources: Mapping[str, Any]) -> list[
     qlora, four = read.get("adapter") == "qlora", bool(read.get("load_in_4bit"))
     both_evals = bool(read.get("val_set_size") and sources["test_datasets"])
     template = read.get("chat_template", "tokenizer_default")
+    regex = isinstance(read.get("lora_target_modules"), str) and not read.get("lora_target_linear")
     return [
         ("adapter", "load_in_4bit", qlora and read.get("load_in_4bit") is False, "QLoRA trains on a 4-bit base"),
         ("load_in_4bit", "adapter", four and not qlora, "a 4-bit base is trained with adapter: qlora"),
+        ("peft_layers_to_transform", "lora_target_modules", "peft_layers_to_transform" in read and regex,
+         "a regular expression names its layers itself"),
+        ("load_in_8bit", "adapter", bool(read.get("load_in_8bit")) and (qlora or four), "8 bit is for adapter: lora"),
         ("val_set_size", "test_datasets", both_evals, "one of the two"),
         ("chat_template_jinja", "chat_template", "chat_template_jinja" in read and template != "jinja",
          "chat_template_jinja is read where chat_template is jinja"),

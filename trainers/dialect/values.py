@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Literal
+
+from adapterhub.peftdir import VLLM_MAX_RANK
 
 Reader = Callable[[Any], Any]  # raises ValueError("expects …")
 
@@ -70,6 +73,35 @@ def names(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, str | int | float) for v in value.values()):
         raise ValueError("expects lines like `team: support`")
     return {str(k): str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
+
+
+def ranks(value: Any) -> dict[str, int]:
+    """Module name or regular expression → rank."""
+    return _pattern(value, whole(1, VLLM_MAX_RANK))
+
+
+def alphas(value: Any) -> dict[str, float]:
+    """Module name or regular expression → alpha."""
+    return _pattern(value, number(above=True))
+
+
+def _pattern(value: Any, reader: Reader) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+        raise ValueError("expects lines like `q_proj: 8`")
+    for key in value:
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise ValueError(f"expects module names or regular expressions: {key!a}: {error}") from error
+    return {key: reader(found) for key, found in value.items()}
+
+
+def layers(value: Any) -> tuple[int, ...]:
+    """Indices of decoder layers, from 0."""
+    found = value if isinstance(value, list) else [value]
+    if not found or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in found):
+        raise ValueError("expects a list of layer indices from 0")
+    return tuple(sorted(set(found)))
 
 
 def options(value: Any) -> dict[str, Any]:
