@@ -41,6 +41,13 @@ _DTYPE_BYTES = {
 }
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>A|B|embedding_A|embedding_B)(?:\.default)?(?:\.weight)?")
 _PREFIX = "base_model.model."
+# Variants of PEFT whose layer is not W + s·B·A of the base's own W, whatever their tensors look like.
+_NO_PLAIN_SUM = {
+    "kasa_config": "KaSA changes the base's weights",
+    "use_bdlora": "BD-LoRA's factors are block-diagonal",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "arrow_config": "Arrow chooses among adapters for each token",
+}
 
 
 @dataclass(frozen=True)
@@ -194,8 +201,11 @@ def _variant_reason(adapter: PeftDir) -> str:
 
 
 def _initialisation_reason(config: Mapping[str, Any]) -> str:
+    for key, why in _NO_PLAIN_SUM.items():
+        if config.get(key):
+            return f"{key}: {why}"
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "loftq")):
+    if isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         return f"{init} changes the base's weights; convert it with PEFT's path_initial_model_for_weight_conversion"
     return ""
 

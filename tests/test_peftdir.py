@@ -87,6 +87,25 @@ def test_what_the_engine_cannot_serve_is_said(adapter_factory: Factory, config: 
     assert serve.engine.startswith("vllm")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"init_lora_weights": "lora_ga"},
+        {"init_lora_weights": "corda"},
+        {"kasa_config": {"beta": 1e-4}},
+        {"use_bdlora": {"nblocks": 2}},
+        {"monteclora_config": {"num_samples": 8}},
+        {"arrow_config": {"top_k": 3}},
+    ],
+)
+def test_what_is_no_sum_with_the_base_is_neither_served_nor_merged(
+    adapter_factory: Factory, config: dict[str, Any]
+) -> None:
+    judged = peftdir.verdicts(peftdir.read(adapter_factory(config=config)))
+    assert {v.answer for v in vars(judged).values()} == {"no"}
+    assert str(next(iter(config.values()))) in judged.merge.reason or next(iter(config)) in judged.merge.reason
+
+
 def test_classifier_heads_are_served_but_not_merged(adapter_factory: Factory) -> None:
     path = adapter_factory(config={"modules_to_save": ["score"]})
     change_tensors(path, lambda t: t.update({"base_model.model.score.weight": np.ones((2, 64), dtype=np.float32)}))
