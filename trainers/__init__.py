@@ -13,6 +13,7 @@ A training passes through these files, in this order:
     data → labels → prepare       rows, named by file:line; which tokens are trained on; the checks
     fit (model, arguments, sft)   the base with a LoRA on it, and its trainer
     watch and quiet               the trainer's events and its silence
+    shapes → memory → plan        what it will take, from the base's config.json alone
     run → report                  the folder it leaves behind
 
 Trainers know no registry: `ah publish RUN` reads the folder's ``run.json`` (`adapterhub.runrecord`). Importing this
@@ -20,7 +21,8 @@ package imports no torch.
 """
 
 from adapterhub.trainers.config import DataSource, TrainConfig
-from adapterhub.trainers.dialect import Reading, YamlFile, parse_yaml, read_config, read_yaml
+from adapterhub.trainers.dialect import Machine, Reading, YamlFile, parse_yaml, read_config, read_yaml
+from adapterhub.trainers.plan import Plan, base_config, plan
 from adapterhub.trainers.prepare import Prepared, prepare
 from adapterhub.trainers.run import Result, read_run, resume, run_folder, train
 from adapterhub.trainers.watch import Interrupted
@@ -28,12 +30,16 @@ from adapterhub.trainers.watch import Interrupted
 __all__ = [
     "DataSource",
     "Interrupted",
+    "Machine",
+    "Plan",
     "Prepared",
     "Reading",
     "Result",
     "TrainConfig",
     "YamlFile",
+    "base_config",
     "parse_yaml",
+    "plan",
     "prepare",
     "read_config",
     "read_run",

@@ -21,6 +21,7 @@ from adapterhub.errors import AdapterHubError
 # command → the module of adapterhub.cli that has it, and its name there; in the order of `ah --help`
 COMMANDS = {
     "train": ("train", "train"),
+    "plan": ("plan", "plan"),
     "publish": ("publish", "publish"),
     "serve": ("serve", "serve"),
     "ask": ("ask", "ask"),

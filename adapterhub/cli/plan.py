@@ -1,0 +1,58 @@
+"""`ah plan`: parameters, adapter size and memory of a training, before anything is downloaded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adapterhub.cli.output import JsonOption, print_json, print_table, say
+from adapterhub.errors import UsageError
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GB|GiB|G)?", re.IGNORECASE)
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="The training to plan.")],
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="SIZE", help="Memory of a GPU, e.g. 24GB: says what fits it.")
+    ] = None,
+    allow_unknown_keys: Annotated[
+        bool, typer.Option("--allow-unknown-keys", help="Note unknown keys instead of refusing them.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a training will take, from the base's config.json alone."""
+    from adapterhub.trainers import Machine, base_config, read_config, read_yaml
+    from adapterhub.trainers import plan as make
+
+    limit = _bytes(gpu) if gpu else None
+    machine = Machine(gpu=True) if limit else Machine.here()
+    read = read_config(read_yaml(config), machine=machine, allow_unknown_keys=allow_unknown_keys).config
+    found = make(read, base_config(read.base_model, revision=read.model_revision), gpu=machine.gpu, limit=limit)
+    if as_json:
+        print_json(found.to_json())
+        return
+    share = found.trainable / found.parameters
+    say(f"{found.base}: {found.parameters:,} parameters, {found.trainable:,} trained ({share:.2%})")
+    say(f"adapter: {found.adapter_bytes / 1e6:,.1f} MB")
+    print_table(("part", "GB"), [(part, f"{size / 1e9:.2f}") for part, size in found.memory.to_json().items()])
+    if limit is None:
+        return
+    if found.fits is None:
+        say(f"[yellow]does not fit {gpu}:[/] lower sequence_len or lora_r, or take a smaller base")
+    elif found.fits:
+        say(f"fits {gpu} with " + ", ".join(f"{k}: {str(v).lower()}" for k, v in found.fits.items()))
+    else:
+        say(f"fits {gpu} as it is")
+
+
+def _bytes(written: str) -> int:
+    match = _SIZE.fullmatch(written.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(
+            f"--gpu {written!a} is no size", why="expects a size like 24GB", hint="ah plan config.yml --gpu 24GB"
+        )
+    return int(float(match[1]) * (2**30 if (match[2] or "").lower() == "gib" else 10**9))
