@@ -1,0 +1,116 @@
+"""Requests wait here for their turn at the engine; `fairness.Line` says whose it is. One event loop; not for threads.
+
+async with admission.turn(Ask(tenant="acme", adapter="acme/support@3", since=now())) as turn:
+    ...                          # in the engine until the block ends
+    turn.count(output=1)         # as tokens come
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from adapterhub.serving.fairness import Ask, Grant, Line, Window
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_BYTES_PER_TOKEN = 4  # of a request's JSON, about: the counters are corrected by nothing finer
+_USAGE = re.compile(rb'"(?:completion|output)_tokens": ?(\d+)')
+
+
+class Turn:
+    """A request's time in the engine."""
+
+    def __init__(self, line: Line, grant: Grant) -> None:
+        self._line = line
+        self._grant = grant
+
+    def count(self, *, output: int) -> None:
+        """More tokens of the answer came."""
+        self._line.count(self._grant, output=output)
+
+
+class Admission:
+    """The line in front of one engine."""
+
+    def __init__(self, window: Window, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.line = Line(window)
+        self.now = clock
+        self._called: dict[Ask, asyncio.Future[Grant]] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+
+    @contextlib.asynccontextmanager
+    async def turn(self, ask: Ask) -> AsyncIterator[Turn]:
+        """Wait for the turn, and hold it until the block ends."""
+        grant = await self._wait(ask)
+        try:
+            yield Turn(self.line, grant)
+        finally:
+            self.line.end(grant, self.now())
+            self._call()
+
+    async def _wait(self, ask: Ask) -> Grant:
+        called: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        self._called[ask] = called
+        self.line.join(ask)
+        self._call()
+        try:
+            return await called
+        except asyncio.CancelledError:
+            if self._called.pop(ask, None):
+                self.line.leave(ask)
+            elif not called.cancelled():  # its turn came a moment before its client left
+                self.line.end(called.result(), self.now())
+            self._call()
+            raise
+
+    def _call(self) -> None:
+        """Call everybody whose turn it is."""
+        while grant := self.line.next(self.now()):
+            called = self._called.pop(grant.ask)
+            if called.cancelled():  # its client left a moment before its turn came
+                self.line.end(grant, self.now())
+            else:
+                called.set_result(grant)
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        seconds = self.line.next_change(self.now())
+        if seconds is not None:
+            self._alarm = asyncio.get_running_loop().call_later(seconds + 0.001, self._call)
+
+
+def prompt_tokens(body: bytes) -> int:
+    """Of a request's JSON, about: enough to weigh one tenant's against another's."""
+    return max(1, len(body) // _BYTES_PER_TOKEN)
+
+
+def sequences(body: Mapping[str, Any]) -> int:
+    """How many answers a request asks the engine for: ``n`` of each prompt."""
+    n, prompt = body.get("n"), body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(part, int) for part in prompt) else 1
+    return max(1, prompts) * (n if isinstance(n, int) and n > 0 else 1)
+
+
+def counting(send: Send, turn: Turn) -> Send:
+    """Counts the tokens of an answer while it goes out: an event of a stream is one; else its own account of usage."""
+    streams = False
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        nonlocal streams
+        await send(message)
+        if message["type"] == "http.response.start":
+            streams = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in message["headers"])
+        elif body := message.get("body"):
+            turn.count(output=body.count(b"data: {") if streams else _used(body))
+
+    return sending
+
+
+def _used(body: bytes) -> int:
+    found = _USAGE.findall(body)
+    return int(found[-1]) if found else 0
