@@ -17,6 +17,8 @@ replica is a whole server and no hop is added:
                    │
                    ├────────► rollout     acme/support@prod ─► the version that is ready here; watches the registry
                    │
+                   ├────────► admission   whose turn it is: fairness, one line a tenant
+                   │
                    ├────────► residency   a lease until the last byte; loads, and forgets what nobody uses
                    │              └─────► versions (files, fit for this base?) ─► resolver ─► vLLM
                    ▼

@@ -18,7 +18,7 @@ from adapterhub.serving.fairness import Ask, Grant, Line, Window
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_BYTES_PER_TOKEN = 4  # of a request's JSON, about: the counters are corrected by nothing finer
+_CHARACTERS_PER_TOKEN = 4  # about
 _USAGE = re.compile(rb'"(?:completion|output)_tokens": ?(\d+)')
 
 
@@ -84,9 +84,10 @@ class Admission:
             self._alarm = asyncio.get_running_loop().call_later(seconds + 0.001, self._call)
 
 
-def prompt_tokens(body: bytes) -> int:
-    """Of a request's JSON, about: enough to weigh one tenant's against another's."""
-    return max(1, len(body) // _BYTES_PER_TOKEN)
+def prompt_tokens(body: Mapping[str, Any]) -> int:
+    """Of a request, about: enough to weigh one tenant's against another's."""
+    texts = (body.get(field) for field in ("messages", "prompt", "input", "system", "instructions"))
+    return max(1, sum(len(str(text)) for text in texts if text) // _CHARACTERS_PER_TOKEN)
 
 
 def sequences(body: Mapping[str, Any]) -> int:

@@ -168,10 +168,14 @@ class Line:
                 return ask if self._fits(ask) else None
         return None
 
-    def _order(self, ask: Ask, now: float) -> tuple[bool, float, int, float]:
-        """Of two with the same counter, the one with fewer sequences: who comes back starts at the least counter."""
-        served, running = self.counters.of(ask.tenant), self._running.get(ask.tenant, 0)
-        return not self._is_late(ask, now), served, running, ask.since
+    def _order(self, ask: Ask, now: float) -> tuple[float, ...]:
+        """Who waited too long for a slot first, the longest of them; else who was served least.
+
+        Of two with the same counter, the one with fewer sequences: who comes back starts at the least counter.
+        """
+        if self._is_late(ask, now):
+            return 0, ask.since
+        return 1, self.counters.of(ask.tenant), self._running.get(ask.tenant, 0), ask.since
 
     def _closed(self, heads: list[Ask], now: float) -> set[str]:
         """Adapters that get no new requests: one for each that waited too long for its slot.

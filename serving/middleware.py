@@ -8,6 +8,7 @@ around it. Without a replica behind it (the plug-in did not start) it answers no
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import uuid
@@ -19,9 +20,11 @@ from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, Stor
 from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Version
 from adapterhub.serving import tenancy
+from adapterhub.serving.admission import Admission, Turn, counting, prompt_tokens, sequences
 from adapterhub.serving.answers import error_answer, error_headers
 from adapterhub.serving.arguments import BASE_NAME
 from adapterhub.serving.callers import CALLER, SINGLE_USER, Caller
+from adapterhub.serving.fairness import Ask
 from adapterhub.serving.replica import Replica
 
 Scope = MutableMapping[str, Any]
@@ -43,6 +46,7 @@ class Admitted:
     scope: Scope
     receive: Receive
     headers: Headers = field(default_factory=list)
+    turn: Turn | None = None  # where it needs the engine's sequences
 
 
 class TenancyMiddleware:
@@ -75,6 +79,8 @@ class TenancyMiddleware:
                 await send({"type": "http.response.body", "body": body})
                 return
             admitted.headers.append((b"x-request-id", request_id.encode()))
+            if admitted.turn is not None:
+                send = counting(send, admitted.turn)
             await self._app(admitted.scope, admitted.receive, _with_headers(send, admitted.headers))
 
 
@@ -94,14 +100,59 @@ async def _admit(
     ref = tenancy.read_model(body, caller)
     tenancy.check_body(body)  # before anything is loaded for it
     model, template, added = BASE_NAME, None, [(b"x-adapterhub-version", BASE_NAME.encode())]
+    turn = None
     if ref is not None:
         version = await _current(replica, ref)
+        model = str(version.record.ref)
+        await replica.residency.ensure(version.record)  # a load holds no sequence
+    if route.fills_cache:
+        ask = _ask(replica, caller, ref, body, model)
+        turn, receive = await _take_turn(replica.admission, ask, until_the_last_byte, receive)
+    if ref is not None:
         await until_the_last_byte.enter_async_context(replica.residency.lease(version.record))
-        model, template = str(version.record.ref), replica.versions.chat_template(version.record)
+        template = replica.versions.chat_template(version.record)
         added = _version_headers(version)
     raw = json.dumps(tenancy.rewrite(body, route=route, caller=caller, model=model, chat_template=template)).encode()
     clean.append((b"content-length", str(len(raw)).encode()))
-    return Admitted({**scope, "headers": clean}, _replay(raw, receive), added)
+    return Admitted({**scope, "headers": clean}, _replay(raw, receive), added, turn)
+
+
+def _ask(replica: Replica, caller: Caller, ref: AdapterRef | None, body: dict[str, Any], model: str) -> Ask:
+    """What a request wants of the engine. Without keys everybody is one tenant: then an adapter's owner counts."""
+    return Ask(
+        tenant=caller.tenant or (ref.name.tenant if ref else BASE_NAME),
+        adapter=model if ref else None,
+        since=replica.admission.now(),
+        prompt=prompt_tokens(body),
+        sequences=sequences(body),
+        weight=caller.weight,
+    )
+
+
+async def _take_turn(
+    admission: Admission, ask: Ask, until_the_last_byte: contextlib.AsyncExitStack, receive: Receive
+) -> tuple[Turn, Receive]:
+    """Wait for the engine, and no longer than the client does. Raises ClientLeft.
+
+    What was heard of the client meanwhile is said again to the engine.
+    """
+    entering = asyncio.ensure_future(until_the_last_byte.enter_async_context(admission.turn(ask)))
+    leaving = asyncio.ensure_future(receive())
+    until_the_last_byte.callback(leaving.cancel)
+    try:
+        await asyncio.wait({entering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not entering.done():
+            entering.cancel()
+            await asyncio.gather(entering, return_exceptions=True)
+    if entering.cancelled():
+        raise ClientLeft
+    heard = [leaving]
+
+    async def receiving() -> Message:
+        return await (heard.pop() if heard else receive())
+
+    return entering.result(), receiving
 
 
 def _caller(replica: Replica, route: tenancy.Route, headers: Headers) -> Caller:

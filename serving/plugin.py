@@ -21,6 +21,7 @@ from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import EngineError, UsageError
 from adapterhub.serving.arguments import MIDDLEWARE
 from adapterhub.serving.config import ServeConfig
+from adapterhub.serving.fairness import Window
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -75,6 +76,7 @@ class Endpoints:
             registry=open_registry(self._config.registry),
             base=base,
             engine=VllmEngine(engine_client, state.openai_serving_models, resolver=registered()),
+            window=_window(engine_client.vllm_config, self._config),
         )
         state.adapterhub = replica
         await selftest.check_shield(self._app)
@@ -99,6 +101,17 @@ def check_arguments(args: Any, environ: Mapping[str, str]) -> None:
         raise UsageError("--api-server-count must be 1", why="several would give out the same adapter ids")
     if not args.enable_lora or MIDDLEWARE not in args.middleware:
         raise UsageError(f"--enable-lora and --middleware {MIDDLEWARE} are missing", hint="start it with `ah serve`")
+
+
+def _window(vllm_config: Any, config: ServeConfig) -> Window:
+    """What the engine takes at once, as it has settled it itself."""
+    cache = vllm_config.cache_config
+    blocks = cache.num_gpu_blocks or 0
+    return Window(
+        sequences=vllm_config.scheduler_config.max_num_seqs,
+        tokens=blocks * cache.block_size or None,
+        slots=config.max_loras,
+    )
 
 
 def _is_loopback(host: str | None) -> bool:

@@ -1,7 +1,7 @@
 """One replica: everything that runs inside the engine's process, put together. No vLLM here; `Engine` is the seam.
 
-middleware ──► rollout.current(ref)  ──► residency.lease(version) ──► the engine
-               which version now         loaded until the last byte
+middleware ──► rollout.current(ref) ──► admission.turn(ask) ──► residency.lease(version) ──► the engine
+               which version now        whose turn it is        loaded until the last byte
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from adapterhub.registry.base import Registry
 from adapterhub.registry.cache import Cache
 from adapterhub.registry.signing import Signers
 from adapterhub.serving.access import Access
+from adapterhub.serving.admission import Admission
 from adapterhub.serving.callers import Caller
 from adapterhub.serving.config import ServeConfig
+from adapterhub.serving.fairness import Window
 from adapterhub.serving.models import card, list_models
 from adapterhub.serving.residency import Engine, Residency
 from adapterhub.serving.rollout import Rollout
@@ -42,8 +44,9 @@ class Replica:
         base: BaseModel,
         engine: Engine,
         access: Access | None = None,
+        window: Window | None = None,
     ) -> None:
-        """``access`` decides who may come in; by default the single user."""
+        """``access`` decides who may come in; by default the single user. ``window`` is what the engine takes."""
         self.config = config
         self.access = access or Access()
         self.base = base
@@ -56,6 +59,7 @@ class Replica:
             capacity=config.max_cpu_loras,
             prepare=lambda record: self.blocking(self.versions.fetch, record),
         )
+        self.admission = Admission(window or Window(slots=config.max_loras))
         self.rollout = Rollout(registry, warm=self.residency.ensure, blocking=self.blocking)
         self.not_ready = "it is starting"  # empty: ready
         self._watcher: asyncio.Task[None] | None = None

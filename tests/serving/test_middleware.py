@@ -25,8 +25,10 @@ from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry
 from adapterhub.registry.signing import sign
 from adapterhub.serving import routes, tenancy
+from adapterhub.serving.admission import Admission
 from adapterhub.serving.callers import SINGLE_USER
 from adapterhub.serving.config import ServeConfig
+from adapterhub.serving.fairness import Window
 from adapterhub.serving.middleware import TenancyMiddleware
 from adapterhub.serving.replica import Replica
 
@@ -456,3 +458,47 @@ class Serving:
 
     class model_config:  # noqa: N801 - vLLM's name
         max_model_len = 512
+
+
+class TestTheTurn:
+    @pytest.fixture
+    def narrow(self, replica: Replica) -> None:
+        """An engine of one sequence."""
+        replica.admission = Admission(Window(sequences=1, slots=2))
+
+    @pytest.mark.usefixtures("narrow")
+    async def test_a_request_waits_until_the_one_before_has_its_last_byte(
+        self, inner: Inner, publish: Publish, engine: Any
+    ) -> None:
+        publish()
+        body = {"model": "acme/support", "messages": HELLO, "stream": True}
+        first, second = Exchange(inner.app, body), Exchange(inner.app, body)
+        await engine.until(lambda: inner.seen)
+        for _ in range(3):
+            assert len(inner.seen) == 1
+            inner.more.release()
+        await first.task
+        for _ in range(3):
+            inner.more.release()
+        await second.task
+        assert len(second.pieces) == 3
+
+    @pytest.mark.usefixtures("narrow")
+    async def test_a_client_that_leaves_the_line_never_reaches_the_engine(
+        self, inner: Inner, publish: Publish, replica: Replica, engine: Any
+    ) -> None:
+        publish()
+        body = {"model": "acme/support", "messages": HELLO, "stream": True}
+        first = Exchange(inner.app, body)
+        await engine.until(lambda: inner.seen)
+        second = Exchange(inner.app, body)
+        await engine.until(lambda: replica.admission.line.waiting("acme"))
+        second.leave()
+        await second.task
+        assert second.messages == []
+        assert replica.admission.line.waiting("acme") == 0
+        for _ in range(3):
+            inner.more.release()
+        await first.task
+        assert len(inner.seen) == 1
+        assert replica.admission.line.running == 0
