@@ -2,6 +2,8 @@
 PYTHON ?= python3
 ACCELERATOR ?= auto
 BIN := .venv/bin
+# One process a core. What trains or starts an engine takes the whole machine, and runs after it, one at a time.
+FAST := -m "not slow and not engine" -n auto --dist worksteal
 
 .PHONY: help setup demo test test-fast check lint format bench bench-gpu clean
 
@@ -15,10 +17,11 @@ demo: setup  ## the main job on a real model: train, publish, serve two tenants,
 	@$(BIN)/python examples/demo.py $(if $(BASE),--base $(BASE))
 
 test: setup  ## all tests, with a real vLLM server
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(FAST)
+	@$(BIN)/python -m pytest -q -m "slow or engine"
 
 test-fast: setup  ## the tests for every edit, under 90 s
-	@$(BIN)/python -m pytest -q -m "not slow and not engine"
+	@$(BIN)/python -m pytest -q $(FAST)
 
 check: lint test  ## what CI wants: format, lint, types, imports, tests
 

