@@ -20,6 +20,7 @@
     ├── MissingDependency          an extra or a program is absent   500
     ├── StorageError               disk full, not writable, away     503
     │   └── UnsafeStore            cannot keep our promises          503
+    ├── StillLoading               an adapter, longer than we wait   503
     ├── IntegrityError             bytes differ from the record      500   exit 1
     ├── RunFailed                  training or export broke off      500   exit 1
     └── EngineError                the engine died or never came up  503   exit 1
@@ -153,6 +154,16 @@ class StorageError(AdapterHubError):
 
 class UnsafeStore(StorageError):
     """The store cannot keep the registry's promises (create-if-absent, read after write)."""
+
+
+class StillLoading(AdapterHubError):
+    """An adapter is on its way, but not within the time that a request waits. ``retry_after`` is in seconds."""
+
+    status = 503
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "", retry_after: float = 1.0) -> None:
+        super().__init__(what, why=why, hint=hint)
+        self.retry_after = retry_after
 
 
 class IntegrityError(AdapterHubError):

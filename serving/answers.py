@@ -12,7 +12,7 @@ import math
 from http import HTTPStatus
 from typing import Any
 
-from adapterhub.errors import AdapterHubError, TooManyRequests, Unauthorized
+from adapterhub.errors import AdapterHubError, StillLoading, TooManyRequests, Unauthorized
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _BROKEN = "something broke on our side"
 def error_answer(error: AdapterHubError, *, path: str, request_id: str) -> tuple[int, bytes]:
     """Status and JSON body. Logs what the client is not told."""
     message = str(error)
-    if error.status >= 500:
+    if error.status >= 500 and not isinstance(error, StillLoading):  # that one is told as it is
         log.error("request %s: %s", request_id, error, exc_info=error)
         message = f"{_UNAVAILABLE if error.status == 503 else _BROKEN} (request {request_id})"
     return error.status, json.dumps(_shape(error.status, message, path)).encode()
@@ -53,7 +53,7 @@ def error_headers(error: AdapterHubError) -> list[tuple[bytes, bytes]]:
     """What HTTP wants beside the body: which kind of key, and when to come again."""
     if isinstance(error, Unauthorized):
         return [(b"www-authenticate", b"Bearer")]
-    if isinstance(error, TooManyRequests):
+    if isinstance(error, TooManyRequests | StillLoading):
         return [(b"retry-after", str(max(1, math.ceil(error.retry_after))).encode())]  # whole seconds: RFC 9110
     return []
 

@@ -30,6 +30,7 @@ class ServeConfig:
     max_lora_rank: int
     require_signed_by: tuple[Path, ...] = ()  # public keys; one of them must have signed what is served
     poll_seconds: float = 2.0  # between looks at the change logs
+    load_seconds: float = 30.0  # that a request waits for its adapter
     rescan_seconds: float = 60.0  # between full looks, because hints can be lost
 
     def to_env(self) -> dict[str, str]:

@@ -104,7 +104,8 @@ async def _admit(
     if ref is not None:
         version = await _current(replica, ref)
         model = str(version.record.ref)
-        await replica.residency.ensure(version.record)  # a load holds no sequence
+        # before the turn: a load holds no sequence
+        await replica.residency.ensure(version.record, within=replica.config.load_seconds)
     if route.fills_cache:
         ask = _ask(replica, caller, ref, body, model)
         turn, receive = await _take_turn(replica.admission, ask, until_the_last_byte, receive)

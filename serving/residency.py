@@ -19,12 +19,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from adapterhub.errors import IntegrityError
+from adapterhub.errors import IntegrityError, StillLoading
 from adapterhub.manifest import Record
 
 # Between an answer's last byte and the end of its lease. The engine hears of a request that was broken off, or that
 # ended on a stop string, by a message of its own, a moment after the client's side is over.
 SETTLE_SECONDS = 0.25
+RETRY_SECONDS = 5.0  # until a client that was sent away should ask again
 
 
 class Engine(Protocol):
@@ -121,8 +122,11 @@ class Residency:
         finally:
             asyncio.get_running_loop().call_later(self._settle, self._give_back, name)
 
-    async def ensure(self, record: Record) -> None:
-        """Load a version unless it is resident. Callers share one load, and none that leaves cancels it."""
+    async def ensure(self, record: Record, *, within: float | None = None) -> None:
+        """Load a version unless it is resident. Callers share one load, and none that leaves cancels it.
+
+        Raises StillLoading after ``within`` seconds; the load goes on.
+        """
         name = str(record.ref)
         if self._digests.setdefault(name, record.digest) != record.digest:
             raise IntegrityError(
@@ -136,7 +140,10 @@ class Residency:
         if task is None:
             task = self._loads[name] = asyncio.create_task(self._load(record), name=f"load {name}")
             task.add_done_callback(lambda t: self._loaded(name, t))
-        await asyncio.shield(task)
+        done, _ = await asyncio.wait({task}, timeout=within)
+        if not done:
+            raise StillLoading(f"{name} is being loaded", why="ask again in a moment", retry_after=RETRY_SECONDS)
+        await task
 
     def _loaded(self, name: str, task: asyncio.Task[None]) -> None:
         del self._loads[name]

@@ -502,3 +502,19 @@ class TestTheTurn:
         await first.task
         assert len(inner.seen) == 1
         assert replica.admission.line.running == 0
+
+
+async def test_a_load_that_takes_too_long_goes_on_and_says_when_to_come_again(
+    client: httpx.AsyncClient, replica: Replica, publish: Publish, engine: Any
+) -> None:
+    publish()
+    replica.config = replace(replica.config, load_seconds=0.01)
+    engine.gate.clear()
+    answer = await chat(client)
+    assert answer.status_code == 503
+    assert "acme/support@1 is being loaded" in answer.json()["error"]["message"]
+    assert answer.headers["retry-after"] == "5"
+    engine.gate.set()
+    await engine.until(lambda: replica.residency.places.is_resident("acme/support@1"))
+    assert (await chat(client)).status_code == 200
+    assert engine.loads == ["acme/support@1"]
