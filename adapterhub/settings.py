@@ -6,6 +6,8 @@
     base = "Qwen/Qwen3-0.6B"         AH_BASE          --base
     author = "ana@acme.example"      AH_AUTHOR
     require_signed_by = "/k/a.pub"   AH_REQUIRE_SIGNED_BY   --require-signed-by
+    database_url = "postgresql://…"  AH_DATABASE_URL   tenants, keys and usage; default adapterhub.db in AH_HOME
+    redis_url = "redis://host/0"     AH_REDIS_URL      limits that several servers count together
 
 ``AH_HOME`` is ``~/.adapterhub`` unless set.
 """
@@ -32,6 +34,8 @@ class Settings:
     base: str | None = None  # default of --base: folder or Hub id
     author: str = ""  # who publishes and moves channels
     require_signed_by: tuple[Path, ...] = ()  # public keys; one of them must have signed what is used
+    database_url: str | None = None  # None: adapterhub.db in `home`
+    redis_url: str | None = None
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -46,6 +50,8 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         base=values.get("base"),
         author=values.get("author") or _login(),
         require_signed_by=_paths(values.get("require_signed_by", "")),
+        database_url=values.get("database_url"),
+        redis_url=values.get("redis_url"),
     )
 
 

@@ -115,6 +115,9 @@ class ServeOptions:
     dtype: str = "auto"
     max_model_len: int | None = None  # tokens; None: the model's own, or what fits into the memory
     require_signed_by: tuple[Path, ...] = ()  # public keys; one of them must have signed what is served
+    keys: bool | None = None  # None: where there are tenants, or others reach the address
+    database: str | None = None  # URL of tenants and keys; None: there are none
+    redis: str | None = None
     vllm_args: tuple[str, ...] = ()
 
 

@@ -34,6 +34,7 @@ from adapterhub.registry.base import Registry
 from adapterhub.serving import arguments, guard
 from adapterhub.serving.arguments import Holding, ServeOptions
 from adapterhub.serving.config import ServeConfig
+from adapterhub.serving.keys import Directory
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _GIB = 2**30
@@ -54,11 +55,13 @@ class Launch:
     ready_path: str = "/ready"
     notes: tuple[str, ...] = ()  # lines for people
     example: str = arguments.BASE_NAME  # a model to try
+    needs_keys: bool = False
 
     @property
     def url(self) -> str:
-        """``http://127.0.0.1:8000``."""
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        """``http://127.0.0.1:8000``, from this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 class Engine:
@@ -237,7 +240,7 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
     arguments.check_vllm_args(options.vllm_args)
     if options.max_lora_rank is not None:
         arguments.check_rank(options.max_lora_rank)
-    check_host(options.host)
+    database = database_of(options)
     on_cpu = engine_build() == "cpu"
     base = find_base(options.base)
     port = check_port(options)
@@ -258,6 +261,8 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
         max_cpu_loras=arguments.working_set(held, max_loras=options.max_loras, memory=available_memory()),
         max_lora_rank=rank,
         require_signed_by=options.require_signed_by,
+        database=database,
+        redis=options.redis,
     )
     return Launch(
         command=(sys.executable, "-c", _ENTRY, *arguments.arguments(options, config, dtype=dtype)),
@@ -267,6 +272,7 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
         log=log,
         notes=tuple(_notes(options, config, held, dtype)),
         example=held[0].ref if held else arguments.BASE_NAME,
+        needs_keys=database is not None,
     )
 
 
@@ -278,7 +284,12 @@ def _notes(options: ServeOptions, config: ServeConfig, held: Sequence[Holding], 
     )
     if dtype != options.dtype:
         yield f"dtype {dtype}: bfloat16, in half the memory, would take 8 × the time on this CPU"
-    yield "single-user mode: no API keys, reachable from this machine only"
+    if config.database is None:
+        yield "single-user mode: no API keys, reachable from this machine only"
+    else:
+        from adapterhub.serving.database import masked
+
+        yield f"API keys are needed; tenants and keys are in {masked(config.database)}"
 
 
 def holdings(registry: Registry, base: BaseModel) -> list[Holding]:
@@ -317,14 +328,36 @@ def engine_build() -> str:
     return "gpu"
 
 
-def check_host(host: str) -> None:
-    """Raises UsageError unless only this machine reaches ``host``."""
-    if host not in LOOPBACK:
+def database_of(options: ServeOptions) -> str | None:
+    """The database whose keys the server asks for; None: no keys, and only this machine reaches it.
+
+    Decided once, when it starts: a database that goes away later closes a server, and never opens it.
+    Raises UsageError, StorageError.
+    """
+    is_public = options.host not in LOOPBACK
+    if options.keys is False and is_public:
         raise UsageError(
-            f"--host {host} would let everybody in",
-            why="the server has no API keys yet, so it listens on this machine only",
-            hint="ah serve … --host 127.0.0.1, and a tunnel or a proxy with a login in front of it",
+            f"--host {options.host} with --no-keys would let everybody in",
+            why="without keys the server listens on this machine only",
+            hint="ah serve … --host 127.0.0.1, or without --no-keys",
         )
+    directory = None if options.keys is False else _directory(options)
+    if (options.keys or is_public) and not (directory and directory.opens):
+        raise UsageError(
+            f"--host {options.host} needs API keys" if is_public else "there are no API keys",
+            why="no tenant has a key that is valid",
+            hint="ah tenant create acme, then ah key create acme",
+        )
+    return options.database if directory and directory.tenants else None
+
+
+def _directory(options: ServeOptions) -> Directory | None:
+    """Of the database, where there is one. Raises StorageError."""
+    from adapterhub.serving.database import open_database
+    from adapterhub.serving.tenants import Tenants
+
+    database = open_database(options.database) if options.database else None
+    return Tenants(database).directory() if database and database.exists() else None
 
 
 def check_port(options: ServeOptions) -> int:

@@ -17,16 +17,18 @@ import secrets
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
-from adapterhub.errors import Unauthorized
+from adapterhub.errors import Unauthorized, UsageError
 from adapterhub.refs import AdapterName
 from adapterhub.serving.callers import NO_LIMITS, Caller, Limits, Scope
 
 _ID = string.ascii_lowercase + string.digits
 _SECRET = string.ascii_letters + string.digits
 _KEY = re.compile(r"ah_([a-z0-9]{12})_[A-Za-z0-9]{43}")
+_SPAN = re.compile(r"(\d{1,6})([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _NOBODY = hashlib.sha256(b"no key has this hash").digest()
 
 
@@ -106,6 +108,12 @@ class Directory:
             if key.tenant in self.tenants
         }
 
+    @property
+    def opens(self) -> bool:
+        """Whether any key is good now."""
+        now = datetime.now(UTC)
+        return any(not key.problem(now) for key, _ in self._keys.values())
+
     def caller(self, presented: str | None, *, now: datetime | None = None) -> Caller:
         """Whose key this is. Raises Unauthorized: the same for an unknown key and a wrong secret."""
         if not presented:
@@ -119,6 +127,22 @@ class Directory:
         if problem := key.problem(now or datetime.now(UTC)):
             raise Unauthorized("the API key is not valid any more", why=problem)
         return caller
+
+
+def parse_when(text: str, *, now: datetime) -> datetime:
+    """``30d``, ``12h`` … from ``now``, or a day or moment like ``2027-01-31``, in UTC. Raises UsageError."""
+    if found := _SPAN.fullmatch(text.strip()):
+        try:
+            return now + timedelta(**{_UNITS[found[2]]: int(found[1])})
+        except OverflowError as error:
+            raise UsageError(f"{text!a} is too far away", hint="try 30d") from error
+    try:
+        when = datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        raise UsageError(
+            f"{text!a} is no time", why="it can be like 30d, 12h, 15m, 2w, or a day like 2027-01-31", hint="try 30d"
+        ) from error
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def _by_tenant(shares: Iterable[Share]) -> dict[str, frozenset[AdapterName]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import EngineError, UsageError
+from adapterhub.serving.access import Access
 from adapterhub.serving.arguments import MIDDLEWARE
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.fairness import Window
@@ -64,7 +65,7 @@ class Endpoints:
             return
         if engine_client is None or self._app is None:
             raise EngineError("this server has no engine", why="a render server serves no adapters")
-        check_arguments(args, os.environ)
+        check_arguments(args, os.environ, has_keys=self._config.database is not None)
         from adapterhub.registry import open_registry
         from adapterhub.serving import selftest
         from adapterhub.serving.replica import Replica
@@ -77,7 +78,9 @@ class Endpoints:
             base=base,
             engine=VllmEngine(engine_client, state.openai_serving_models, resolver=registered()),
             window=_window(engine_client.vllm_config, self._config),
+            access=_access(self._config),
         )
+        await replica.access.look()  # a server that cannot tell who asks does not start
         state.adapterhub = replica
         await selftest.check_shield(self._app)
         await selftest.check_batching(engine_client, base=base, config=self._config)
@@ -86,9 +89,9 @@ class Endpoints:
         log.info("ready: %s and the adapters of %s", self._config.base_name, self._config.registry)
 
 
-def check_arguments(args: Any, environ: Mapping[str, str]) -> None:
+def check_arguments(args: Any, environ: Mapping[str, str], *, has_keys: bool = False) -> None:
     """Raises UsageError for a command line or an environment under which tenants are not kept apart."""
-    if not _is_loopback(args.host):
+    if not has_keys and not _is_loopback(args.host):
         raise UsageError(
             f"the server would listen on {args.host or 'all addresses'} without keys",
             why="whoever reaches it could use every adapter",
@@ -112,6 +115,16 @@ def _window(vllm_config: Any, config: ServeConfig) -> Window:
         tokens=blocks * cache.block_size or None,
         slots=config.max_loras,
     )
+
+
+def _access(config: ServeConfig) -> Access:
+    if config.database is None:
+        return Access()
+    from adapterhub.serving.database import open_database
+    from adapterhub.serving.tenants import Tenants
+
+    tenants = Tenants(open_database(config.database))
+    return Access(lambda: asyncio.to_thread(tenants.changed))
 
 
 def _is_loopback(host: str | None) -> bool:

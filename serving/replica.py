@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from adapterhub.base import BaseModel
@@ -62,25 +63,29 @@ class Replica:
         self.admission = Admission(window or Window(slots=config.max_loras))
         self.rollout = Rollout(registry, warm=self.residency.ensure, blocking=self.blocking)
         self.not_ready = "it is starting"  # empty: ready
-        self._watcher: asyncio.Task[None] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
 
     async def blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking function on one of our own threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def watch(self) -> None:
-        """Start to watch the registry. A watcher that ends takes readiness with it: yanks would not arrive."""
+        """Start to watch registry and keys. A watcher that ends takes readiness with it: yanks would not arrive."""
         config = self.config
-        self._watcher = asyncio.create_task(
-            self.rollout.watch(poll_seconds=config.poll_seconds, rescan_seconds=config.rescan_seconds),
-            name="adapterhub watch",
-        )
-        self._watcher.add_done_callback(self._watch_ended)
+        watched = {
+            "the registry": self.rollout.watch(poll_seconds=config.poll_seconds, rescan_seconds=config.rescan_seconds)
+        }
+        if self.access.needs_keys:
+            watched["tenants and keys"] = self.access.watch(poll_seconds=config.poll_seconds)
+        for what, watching in watched.items():
+            task = asyncio.create_task(watching, name=f"watch {what}")
+            task.add_done_callback(partial(self._watch_ended, what))
+            self._watchers.append(task)
 
-    def _watch_ended(self, task: asyncio.Task[None]) -> None:
+    def _watch_ended(self, what: str, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
-            self.not_ready = "the watcher of the registry ended"
-            log.error("the watcher of the registry ended", exc_info=task.exception())
+            self.not_ready = f"the watcher of {what} ended"
+            log.error("the watcher of %s ended", what, exc_info=task.exception())
 
     async def poll(self) -> None:
         """Look at the registry now; returns when what moved is served. Raises StorageError."""

@@ -35,6 +35,9 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         "AH_URL",
         "AH_REQUIRE_SIGNED_BY",
         "AH_KEY_PASSWORD",
+        "AH_DATABASE_URL",
+        "AH_REDIS_URL",
+        "AH_API_KEY",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

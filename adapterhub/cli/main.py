@@ -25,6 +25,8 @@ COMMANDS = {
     "publish": ("publish", "publish"),
     "serve": ("serve", "serve"),
     "ask": ("ask", "ask"),
+    "tenant": ("tenant", "app"),
+    "key": ("key", "app"),
     "ls": ("browse", "ls"),
     "show": ("browse", "show"),
     "channel": ("channel", "app"),

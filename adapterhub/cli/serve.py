@@ -18,7 +18,7 @@ from adapterhub.settings import load_settings
 def serve(
     base: BaseOption = None,
     registry: RegistryOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on: this machine only, until there are keys.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's need keys.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
@@ -32,6 +32,14 @@ def serve(
     max_model_len: Annotated[
         int | None,
         typer.Option(min=1, help="Longest prompt with answer, in tokens; default: what model and memory allow."),
+    ] = None,
+    keys: Annotated[
+        bool | None,
+        typer.Option(
+            "--keys/--no-keys",
+            help="Whether an API key is needed; default: where there are tenants.",
+            show_default=False,
+        ),
     ] = None,
     require_signed_by: SignedByOption = None,
     bundle: BundleOption = None,
@@ -48,6 +56,7 @@ def serve(
     from rich.markup import escape
 
     from adapterhub.serving.arguments import ServeOptions
+    from adapterhub.serving.database import default_url
     from adapterhub.serving.engine import Engine
 
     settings = load_settings()
@@ -72,6 +81,9 @@ def serve(
         dtype=dtype,
         max_model_len=max_model_len,
         require_signed_by=tuple(key.path for key in signers.keys),
+        keys=keys,
+        database=settings.database_url or default_url(settings.home),
+        redis=settings.redis_url,
         vllm_args=tuple(vllm_flags or ()),
     )
     begun = time.monotonic()
@@ -81,7 +93,7 @@ def serve(
     try:
         engine.start()
         say(f"[bold green]ready[/] after {time.monotonic() - begun:.0f} s: {engine.base_url}  (log: {engine.log})")
-        say(escape(_curl(engine.base_url, engine.launch.example)))
+        say(escape(_curl(engine.base_url, engine.launch.example, with_key=engine.launch.needs_keys)))
         engine.wait()
     except KeyboardInterrupt:
         say("stopping …")
@@ -95,7 +107,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _curl(url: str, model: str) -> str:
+def _curl(url: str, model: str, *, with_key: bool) -> str:
     """A request to paste."""
+    key = ' -H "authorization: Bearer $AH_API_KEY"' if with_key else ""
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    return f"curl {url}/chat/completions -H 'content-type: application/json' -d '{body}'"
+    return f"curl {url}/chat/completions -H 'content-type: application/json'{key} -d '{body}'"

@@ -51,7 +51,9 @@ def test_a_port_in_use_names_the_command_with_another(serve: Serve, tiny_base: P
         (["--", "--api_key=x"], "keys belong to tenants"),
         (["--", "--api-server-count", "2"], "one replica is one engine"),
         (["--", "--max-loras", "2"], "a flag of `ah serve` itself"),
-        (["--host", "0.0.0.0"], "no API keys yet"),
+        (["--host", "0.0.0.0"], "ah key create acme"),
+        (["--host", "0.0.0.0", "--no-keys"], "would let everybody in"),
+        (["--keys"], "no tenant has a key"),
         (["--max-lora-rank", "24"], "--max-lora-rank 32"),
     ],
 )
