@@ -58,7 +58,10 @@ def arguments(prepared: Prepared, folder: Path) -> dict[str, Any]:
         "save_strategy": config.save_strategy,
         "save_steps": _every(config.save_steps, config.saves_per_epoch, config.num_epochs) or 500,
         "save_total_limit": config.save_total_limit,
-        "report_to": "none",
+        "load_best_model_at_end": config.load_best_model_at_end,
+        "metric_for_best_model": "eval_loss" if config.load_best_model_at_end else None,
+        "report_to": list(config.report_to) or "none",
+        "run_name": config.wandb_name or folder.name,
         "disable_tqdm": True,
         "dataloader_pin_memory": gpu,
     }

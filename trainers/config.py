@@ -102,6 +102,16 @@ class TrainConfig:
     save_steps: float | None = None
     saves_per_epoch: int | None = None
     save_total_limit: int = 4
+    load_best_model_at_end: bool = False  # the checkpoint of the lowest evaluation loss becomes the adapter
+    early_stopping_patience: int | None = None  # evaluations without a lower loss before the run ends
+    loss_watchdog_threshold: float | None = None  # a loss above it …
+    loss_watchdog_patience: int = 3  # … for so many logged steps in a row ends the run
+    report_to: tuple[str, ...] = ()  # trackers, by transformers' names
+    wandb_project: str | None = None
+    wandb_entity: str | None = None
+    wandb_name: str | None = None
+    mlflow_tracking_uri: str | None = None
+    mlflow_experiment_name: str | None = None
 
     def to_yaml(self) -> str:
         """As a config that trains the same again."""

@@ -12,15 +12,19 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adapterhub.errors import MissingDependency, RunFailed, StorageError
 from adapterhub.trainers.adapterdir import save_adapter
 from adapterhub.trainers.arguments import arguments
+from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.events import Listener, Stage
 from adapterhub.trainers.model import load_model
 from adapterhub.trainers.prepare import Prepared
 from adapterhub.trainers.quiet import quiet
 from adapterhub.trainers.sft import sft_trainer
+from adapterhub.trainers.shortage import is_out_of_memory, out_of_memory
+from adapterhub.trainers.trackers import ready_trackers
 from adapterhub.trainers.watch import (
     CHECKPOINTS,
     METRICS,
@@ -50,9 +54,11 @@ def fit(prepared: Prepared, folder: Path, *, on_event: Listener, resume: bool = 
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint is in the folder.
-        RunFailed: out of memory, a loss that is no number, or whatever broke below us; the log has it all.
+        OutOfMemory: with the plan's parts and what to lower.
+        RunFailed: a loss that is no number, or whatever broke below us; the log has it all.
         MissingDependency: the ``train`` extra, or a package that a key asks for, is not installed.
     """
+    ready_trackers(prepared.config, folder)
     on_event(Stage("loading torch"))
     with quiet(folder / LOG):
         try:
@@ -61,7 +67,7 @@ def fit(prepared: Prepared, folder: Path, *, on_event: Listener, resume: bool = 
             raise MissingDependency("this training needs a package that is not installed", why=str(error)) from error
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             logging.getLogger(__name__).exception("training broke off")
-            raise _wrapped(error, folder) from error
+            raise _wrapped(error, prepared, folder) from error
 
 
 def _fit(prepared: Prepared, folder: Path, on_event: Listener, resume: bool) -> Fitted:
@@ -71,8 +77,10 @@ def _fit(prepared: Prepared, folder: Path, on_event: Listener, resume: bool) -> 
     set_seed(config.seed)
     on_event(Stage(f"loading {prepared.base.name}"))
     model = load_model(prepared)
-    watch = watch_class()(folder / METRICS, on_event)
-    trainer = sft_trainer(prepared, model=model, arguments=arguments(prepared, folder), callbacks=[watch])
+    watch = watch_class()(folder / METRICS, on_event, config)
+    trainer = sft_trainer(
+        prepared, model=model, arguments=arguments(prepared, folder), callbacks=_callbacks(watch, config)
+    )
     watch.trainer = trainer
     remove_printers(trainer)
     checkpoint = last_checkpoint(folder) if resume else None
@@ -82,11 +90,21 @@ def _fit(prepared: Prepared, folder: Path, on_event: Listener, resume: bool) -> 
     seconds = time.monotonic() - watch.began
     watch.raise_if_stopped(folder)
     eval_loss = watch.evals.get(result.global_step)
+    if config.load_best_model_at_end and trainer.state.best_metric is not None:
+        eval_loss = float(trainer.state.best_metric)
     if prepared.evaluation and eval_loss is None:
         on_event(Stage(f"evaluating {len(prepared.evaluation.examples)} rows"))
         eval_loss = float(trainer.evaluate()["eval_loss"])
     save_adapter(trainer.model, folder, prepared)
     return Fitted(result.global_step, mean_loss(folder / METRICS), eval_loss, seconds, trainer.tokens_seen)
+
+
+def _callbacks(watch: Any, config: TrainConfig) -> list[Any]:
+    from transformers import EarlyStoppingCallback
+
+    if config.early_stopping_patience is None:
+        return [watch]
+    return [watch, EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience)]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -95,15 +113,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next((p for p in reversed(found) if (p / "trainer_state.json").is_file()), None)
 
 
-def _wrapped(error: Exception, folder: Path) -> RunFailed | StorageError:
+def _wrapped(error: Exception, prepared: Prepared, folder: Path) -> RunFailed | StorageError:
+    import torch
+
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     log = folder / LOG
-    if "out of memory" in text.lower() or "can't allocate memory" in text.lower():
-        return RunFailed(
-            "out of memory",
-            why=text,
-            hint="lower micro_batch_size or sequence_len, or set gradient_checkpointing: true",
-        )
+    if is_out_of_memory(text):
+        return out_of_memory(prepared, text, gpu=torch.cuda.is_available())
     if isinstance(error, OSError) and error.errno is not None:
         return StorageError(f"{error.filename or folder} cannot be written", why=error.strerror or text)
     return RunFailed("the training broke off", why=f"{type(error).__name__}: {text}", hint=f"see {log}")

@@ -90,7 +90,7 @@ def _setup(config: TrainConfig, *, gpu: bool) -> Setup:
         micro_batch=config.micro_batch_size,
         tokens=config.sequence_len,
         targets=config.lora_target_modules,
-        base_bits=4 if config.load_in_4bit else 16 if gpu else 32,
+        base_bits=4 if config.load_in_4bit else 8 if config.load_in_8bit else 16 if gpu else 32,
         compute_bytes=2 if gpu else 4,
         optimizer="adam8bit" if eight_bit else "adam" if "adam" in config.optimizer else config.optimizer,
         checkpointing=config.gradient_checkpointing,

@@ -31,6 +31,7 @@ from adapterhub.trainers.events import Listener, Stage, ignore
 from adapterhub.trainers.fit import Fitted, fit, last_checkpoint
 from adapterhub.trainers.prepare import Prepared, Split, prepare
 from adapterhub.trainers.report import write_report
+from adapterhub.trainers.shortage import OutOfMemory, smaller_batch
 
 GIVEN, RESOLVED, KEYS, DATA = "config.yml", "config.resolved.yml", "keys.json", "data.json"
 _PACKAGES = ("adapterhub", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes")
@@ -62,8 +63,12 @@ class Result:
         }
 
 
-def train(reading: Reading, prepared: Prepared, *, on_event: Listener = ignore) -> Result:
+def train(reading: Reading, prepared: Prepared, *, on_event: Listener = ignore, auto_batch: bool = False) -> Result:
     """Train in a new run folder.
+
+    Args:
+        auto_batch: where memory runs out, go on with half the micro batch and twice the accumulation, as often as it
+            takes: every step still sees the same rows.
 
     Raises:
         AlreadyExists: ``output_dir`` holds something already.
@@ -75,7 +80,7 @@ def train(reading: Reading, prepared: Prepared, *, on_event: Listener = ignore) 
         _write_beginning(folder, reading, prepared)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
-    return _finish(folder, prepared, reading.fates, on_event, resume=False)
+    return _finish(folder, prepared, reading.fates, on_event, resume=False, auto_batch=auto_batch)
 
 
 def read_run(folder: Path) -> Prepared:
@@ -128,9 +133,17 @@ def run_folder(config: TrainConfig) -> Path:
     return folder
 
 
-def _finish(folder: Path, prepared: Prepared, fates: Sequence[KeyFate], on_event: Listener, *, resume: bool) -> Result:
+def _finish(
+    folder: Path,
+    prepared: Prepared,
+    fates: Sequence[KeyFate],
+    on_event: Listener,
+    *,
+    resume: bool,
+    auto_batch: bool = False,
+) -> Result:
     try:
-        fitted = fit(prepared, folder, on_event=on_event, resume=resume)
+        prepared, fitted = _fitted(folder, prepared, on_event, resume=resume, auto_batch=auto_batch)
     except KeyboardInterrupt:
         if last_checkpoint(folder) is None:  # nothing to go on from
             shutil.rmtree(folder, ignore_errors=True)
@@ -140,6 +153,33 @@ def _finish(folder: Path, prepared: Prepared, fates: Sequence[KeyFate], on_event
     write_report(folder, prepared=prepared, fitted=fitted, fates=fates, environment=record.lineage.environment)
     record.write(folder / FILE)
     return Result(folder, record, fitted)
+
+
+def _fitted(
+    folder: Path, prepared: Prepared, on_event: Listener, *, resume: bool, auto_batch: bool
+) -> tuple[Prepared, Fitted]:
+    while True:
+        smaller = smaller_batch(prepared.config) if auto_batch else None
+        try:
+            return prepared, fit(prepared, folder, on_event=on_event, resume=resume)
+        except OutOfMemory:
+            if smaller is None:
+                raise
+        # Outside of the except block: the error's traceback holds the model until here.
+        _free_memory()
+        on_event(Stage(f"out of memory; going on with micro_batch_size {smaller.micro_batch_size}"))
+        prepared, resume = replace(prepared, config=smaller), last_checkpoint(folder) is not None
+        (folder / RESOLVED).write_text(_resolved(prepared).to_yaml(), encoding="utf-8")
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _write_beginning(folder: Path, reading: Reading, prepared: Prepared) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import RunFailed
+from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.events import Evaluated, Listener, Stage, Started, Step
 
 CHECKPOINTS = "checkpoints"
@@ -55,11 +56,13 @@ def watch_class() -> Any:
     class Watch(TrainerCallback):  # type: ignore[misc]
         """Turns the trainer's callbacks into our events and metrics; stops it on request."""
 
-        def __init__(self, metrics: Path, on_event: Listener) -> None:
-            self.metrics, self.on_event = metrics, on_event
+        def __init__(self, metrics: Path, on_event: Listener, config: TrainConfig) -> None:
+            self.metrics, self.on_event, self.config = metrics, on_event, config
+            self.high = 0  # logged steps in a row with a loss above the watchdog's threshold
             self.trainer: Any = None
             self.stop = False  # asked for from outside
             self.broken: tuple[int, float] | None = None  # step and loss that is no number
+            self.barked: tuple[int, float] | None = None  # step and loss at which the watchdog ended the run
             self.began = self.last = 0.0
             self.first_step = self.step = self.total = 0
             self.evals: dict[int, float] = {}
@@ -93,6 +96,11 @@ def watch_class() -> Any:
             if not math.isfinite(loss):
                 self.broken = (step, loss)
                 control.should_training_stop = True
+            threshold = self.config.loss_watchdog_threshold
+            self.high = self.high + 1 if threshold is not None and loss > threshold else 0
+            if self.high >= self.config.loss_watchdog_patience:
+                self.barked = (step, loss)
+                control.should_training_stop = True
             done = step - self.first_step
             left = (now - self.began) / max(done, 1) * (self.total - step)
             rate = float(logs.get("learning_rate", 0.0))
@@ -121,6 +129,13 @@ def watch_class() -> Any:
                     f"the loss is {self.broken[1]} at step {self.broken[0]}",
                     why="the training diverged; nothing of it can be used",
                     hint="lower learning_rate, or raise warmup_steps",
+                )
+            if self.barked:
+                raise RunFailed(
+                    f"the loss is {self.barked[1]:.4g} at step {self.barked[0]}",
+                    why=f"above loss_watchdog_threshold {self.config.loss_watchdog_threshold:g} for {self.high} "
+                    "logged steps in a row",
+                    hint="lower learning_rate, look at the data with --show-labels 3, or raise the threshold",
                 )
             if self.stop and self.step < self.total:
                 raise Interrupted(

@@ -54,6 +54,10 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was broken off.")
     ] = None,
+    auto_batch: Annotated[
+        bool,
+        typer.Option("--auto-batch", help="Out of memory: go on with half the micro batch and twice the accumulation."),
+    ] = False,
     allow_unknown_keys: Annotated[
         bool, typer.Option("--allow-unknown-keys", help="Note unknown keys instead of refusing them.")
     ] = False,
@@ -84,7 +88,7 @@ def train(
         if value is not None
     }
     if resume is not None:
-        if flags or config or check or show_labels:
+        if flags or config or check or show_labels or auto_batch:
             raise UsageError("--resume takes no config and no other flags", why="a run goes on as it began")
         _finish(_resumed(resume), as_json=as_json)
         return
@@ -96,7 +100,7 @@ def train(
     if show_labels:
         _print_labels(prepared, show_labels, as_json=as_json)
         return
-    _finish(_trained(reading, prepared), as_json=as_json)
+    _finish(_trained(reading, prepared, auto_batch=auto_batch), as_json=as_json)
 
 
 def _sources(paths: list[Path] | None) -> list[dict[str, str]] | None:
@@ -129,14 +133,14 @@ def _prepare(reading: Reading, config: Path | None, flags: Flags) -> Prepared:
     return prepare(reading.config, beside={**near, "config": beside})
 
 
-def _trained(reading: Reading, prepared: Prepared) -> Result:
+def _trained(reading: Reading, prepared: Prepared, *, auto_batch: bool) -> Result:
     from adapterhub.cli.progress import shown
     from adapterhub.trainers import train as start
 
     _say_fates(reading)
     _say_prepared(prepared)
     with shown() as listener:
-        return start(reading, prepared, on_event=listener)
+        return start(reading, prepared, on_event=listener, auto_batch=auto_batch)
 
 
 def _resumed(folder: Path) -> Result:

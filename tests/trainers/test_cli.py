@@ -14,11 +14,11 @@ Ah = Callable[..., Any]
 
 
 def test_check_prints_the_fate_of_each_key_and_touches_nothing(ah: Ah, write_config: Writer, tmp_path: Path) -> None:
-    config = write_config(base_model="no/such-base", flash_attention=True, wandb_project="x")
+    config = write_config(base_model="no/such-base", flash_attention=True, comet_project_name="x")
     found = ah("train", config, "--check")
     assert found.code == 0
     assert "approximated" in next(line for line in found.out.splitlines() if line.startswith("flash_attention"))
-    assert "without effect" in next(line for line in found.out.splitlines() if line.startswith("wandb_project"))
+    assert "without effect" in next(line for line in found.out.splitlines() if line.startswith("comet_project_name"))
     keys = {entry["key"]: entry["fate"] for entry in json.loads(ah("train", config, "--check", "--json").out)["keys"]}
     assert keys["lora_r"] == "honoured"
     assert not (tmp_path / "run").exists()

@@ -196,7 +196,7 @@ def test_an_adapter_on_the_head_is_refused() -> None:
         read(SMALLEST + "lora_target_modules: [q_proj, lm_head]")
 
 
-@pytest.mark.parametrize("key", [*NO_EFFECT, "wandb_watch", "liger_rope", "mlflow_tracking_uri"])
+@pytest.mark.parametrize("key", [*NO_EFFECT, "wandb_watch", "liger_rope", "mlflow_run_name"])
 def test_a_key_without_effect_is_said_to_have_none(key: str) -> None:
     reading = read(SMALLEST + f"{key}: 1")
     assert fates(reading)[key] == "without effect"
@@ -269,3 +269,21 @@ def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00a")
     with pytest.raises(ConfigError, match="is not UTF-8"):
         read_yaml(tmp_path / "binary.yml")
+
+
+def test_trackers_are_gathered_from_all_their_keys() -> None:
+    found = read(SMALLEST + "wandb_project: x\nuse_tensorboard: true\nreport_to: [mlflow, none]").config
+    assert found.report_to == ("tensorboard", "mlflow", "wandb")
+    assert read(SMALLEST + "wandb_project: x\nuse_wandb: false").config.report_to == ()
+    with pytest.raises(ConfigError, match="report_to expects none, or some of tensorboard"):
+        read(SMALLEST + "report_to: paper")
+
+
+def test_keeping_the_best_saves_at_evaluations() -> None:
+    reading = read(SMALLEST + "val_set_size: 0.1\nearly_stopping_patience: 2\nevals_per_epoch: 4\nsave_strategy: epoch")
+    config = reading.config
+    assert (config.load_best_model_at_end, config.eval_strategy, config.save_strategy) == (True, "steps", "steps")
+    assert config.saves_per_epoch == 4
+    assert fates(reading)["save_strategy"] == "approximated"
+    with pytest.raises(ConfigError, match="early_stopping_patience contradicts val_set_size"):
+        read(SMALLEST + "early_stopping_patience: 2")

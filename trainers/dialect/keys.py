@@ -24,6 +24,7 @@ from adapterhub.trainers.dialect.values import (
     strategy,
     text,
     texts,
+    trackers,
     whole,
 )
 
@@ -111,6 +112,22 @@ KEYS: Mapping[str, Reader] = {
     "save_steps": number(above=True),
     "saves_per_epoch": whole(1),
     "save_total_limit": whole(1),
+    "load_best_model_at_end": flag,
+    "metric_for_best_model": choice("eval_loss", "loss"),
+    "early_stopping_patience": whole(1),
+    "loss_watchdog_threshold": number(above=True),
+    "loss_watchdog_patience": whole(1),
+    # trackers
+    "report_to": trackers,
+    "use_tensorboard": flag,
+    "use_wandb": flag,
+    "use_mlflow": flag,
+    "use_trackio": flag,
+    "wandb_project": text,
+    "wandb_entity": text,
+    "wandb_name": text,
+    "mlflow_tracking_uri": text,
+    "mlflow_experiment_name": text,
 }
 
 SOURCE_KEYS: Mapping[str, Reader] = {
@@ -134,7 +151,7 @@ BLOCK_KEYS: Mapping[str, Reader] = {
     "labels": names,
 }
 
-_TRACKERS = "the curves are in the run's report.html and metrics.jsonl; trackers are not in this version"
+_TRACKERS = "a detail of the tracker's; set it in the tracker's own environment variables"
 _KERNELS = "a kernel choice of Axolotl's"
 NO_EFFECT: Mapping[str, str] = {
     "dataset_prepared_path": "rows are tokenised in seconds and kept in memory",
@@ -153,19 +170,13 @@ NO_EFFECT: Mapping[str, str] = {
     "debug": "see ah train --show-labels",
     "plugins": "Axolotl's own plug-ins",
     "xformers_attention": _KERNELS,
-    "loss_watchdog_threshold": "watch the loss in the progress line; a watchdog is not in this version",
-    "loss_watchdog_patience": "see loss_watchdog_threshold",
-    "use_tensorboard": _TRACKERS,
-    "use_trackio": _TRACKERS,
-    "report_to": _TRACKERS,
 }
 NO_EFFECT_PREFIXES: Mapping[str, str] = {
     "wandb_": _TRACKERS,
-    "use_wandb": _TRACKERS,
     "mlflow_": _TRACKERS,
-    "use_mlflow": _TRACKERS,
-    "comet_": _TRACKERS,
-    "use_comet": _TRACKERS,
+    "trackio_": _TRACKERS,
+    "comet_": "Comet is not among the trackers; the curves are in report.html and metrics.jsonl",
+    "use_comet": "Comet is not among the trackers; the curves are in report.html and metrics.jsonl",
     "liger_": _KERNELS,
     "cut_cross_entropy": _KERNELS,
     "lora_mlp_kernel": _KERNELS,
@@ -197,9 +208,6 @@ LATER: Mapping[str, str] = {
     "dataset_exact_deduplication": "dropping rows that are there twice",
     "batch_size": "a global batch size; set micro_batch_size and gradient_accumulation_steps",
     "optim_args": "more optimiser options",
-    "early_stopping_patience": "early stopping",
-    "load_best_model_at_end": "keeping the best checkpoint",
-    "metric_for_best_model": "keeping the best checkpoint",
     "deepspeed": "more than one process",
     "fsdp": "more than one process",
     "fsdp_config": "more than one process",

@@ -18,8 +18,8 @@ from adapterhub.refs import AdapterName, check_channel
 from adapterhub.trainers.config import RANKS, DataSource, TrainConfig
 from adapterhub.trainers.dialect import keys
 from adapterhub.trainers.dialect.fate import KeyFate, Machine, shown
-from adapterhub.trainers.dialect.rules import NOT_ADAPTED, RULES, attention, contradictions
-from adapterhub.trainers.dialect.values import Reader
+from adapterhub.trainers.dialect.rules import NOT_ADAPTED, RULES, attention, contradictions, keeps_best
+from adapterhub.trainers.dialect.values import TRACKERS, Reader
 from adapterhub.trainers.dialect.yamlfile import YamlFile
 
 
@@ -252,6 +252,15 @@ class _Reader:
         for when in ("eval", "save"):
             if f"{when}_strategy" not in read and (f"{when}_steps" in read or f"{when}s_per_epoch" in read):
                 changes[f"{when}_strategy"] = "steps"
+        if keeps_best(read):
+            strategy = changes.get("eval_strategy", config.eval_strategy)
+            strategy = "epoch" if strategy == "no" else strategy
+            changes |= {"eval_strategy": strategy, "save_strategy": strategy, "load_best_model_at_end": True}
+            changes |= {"save_steps": config.eval_steps, "saves_per_epoch": config.evals_per_epoch}
+        on = [name for name in TRACKERS if name in config.report_to or read.get(f"use_{name}")]
+        if config.wandb_project and read.get("use_wandb") is not False and "wandb" not in on:
+            on.append("wandb")
+        changes["report_to"] = tuple(on)
         return replace(config, **changes)
 
 

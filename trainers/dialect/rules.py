@@ -78,7 +78,25 @@ def _targets_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tupl
     return "honoured", shown(value)
 
 
+def _save_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if keeps_best(read):
+        return "approximated", "checkpoints are made at evaluations, so that the best one is there to be kept"
+    return "honoured", shown(value)
+
+
+def _watchdog_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    return (
+        ("honoured", shown(value)) if "loss_watchdog_threshold" in read else ("without effect", "no threshold is set")
+    )
+
+
+def keeps_best(read: Mapping[str, Any]) -> bool:
+    return bool(read.get("load_best_model_at_end") or read.get("early_stopping_patience"))
+
+
 RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("save_strategy", "save_steps", "saves_per_epoch"), _save_fate),
+    "loss_watchdog_patience": _watchdog_fate,
     **dict.fromkeys(
         ("attn_implementation", "flash_attention", "sdp_attention", "eager_attention", "flex_attention"),
         _attention_fate,
@@ -99,6 +117,7 @@ def contradictions(read: Mapping[str, Any], sources: Mapping[str, Any]) -> list[
     """Key, the other key, whether they contradict each other, and why."""
     qlora, four = read.get("adapter") == "qlora", bool(read.get("load_in_4bit"))
     both_evals = bool(read.get("val_set_size") and sources["test_datasets"])
+    evaluated = bool(read.get("val_set_size") or sources["test_datasets"])
     template = read.get("chat_template", "tokenizer_default")
     regex = isinstance(read.get("lora_target_modules"), str) and not read.get("lora_target_linear")
     return [
@@ -115,4 +134,8 @@ def contradictions(read: Mapping[str, Any], sources: Mapping[str, Any]) -> list[
         ("bf16", "fp16", read.get("bf16") is True and read.get("fp16") is True, "one of the two"),
         ("eval_steps", "evals_per_epoch", "eval_steps" in read and "evals_per_epoch" in read, "one of the two"),
         ("save_steps", "saves_per_epoch", "save_steps" in read and "saves_per_epoch" in read, "one of the two"),
+        ("early_stopping_patience", "val_set_size", "early_stopping_patience" in read and not evaluated,
+         "it stops by the evaluation loss: set val_set_size or test_datasets"),
+        ("load_best_model_at_end", "val_set_size", bool(read.get("load_best_model_at_end")) and not evaluated,
+         "the best is told by the evaluation loss: set val_set_size or test_datasets"),
     ]  # fmt: skip

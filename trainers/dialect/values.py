@@ -125,3 +125,14 @@ def strategy(value: Any) -> str:
     if value == "best":
         raise ValueError("best is not in this version; expects no, steps or epoch")
     return str(value)
+
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+def trackers(value: Any) -> tuple[str, ...]:
+    """One tracker or a list of them; ``none`` is none."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(name in (*TRACKERS, "none") for name in names):
+        raise ValueError("expects none, or some of " + ", ".join(TRACKERS))
+    return tuple(dict.fromkeys(name for name in names if name != "none"))
