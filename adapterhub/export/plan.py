@@ -17,6 +17,7 @@ from typing import Any
 from adapterhub import peftdir
 from adapterhub.base import BaseModel
 from adapterhub.errors import AlreadyExists, BaseMismatch, MissingDependency, StorageError, Unsupported, UsageError
+from adapterhub.export import names
 from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, Delta, FilePlan, Operation, lay_out, spread
 from adapterhub.export.packing import Stored, check_quantisation, stored
 from adapterhub.export.parallel import workers
@@ -28,8 +29,6 @@ PRECISIONS = ("original", "dequantized")
 
 _SIDECARS = 64 * 2**20  # bytes allowed for tokenizer, configs and journal
 _LIBRARIES = 160 * 2**20  # bytes, measured with the certificate
-_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})  # weights are (in, out)
-_HEADS = frozenset({"lm_head", "embed_out"})
 
 
 @dataclass(frozen=True)
@@ -223,12 +222,13 @@ def _check_base(base: BaseModel, precision: str | None) -> None:
 
 
 def _tensor_name(factor: Factor, base: BaseModel, weights: Mapping[str, Stored]) -> str:
-    """A module's weight in the checkpoint; some are saved without their first part: ``transformer.h.0`` as ``h.0``."""
-    for name in (f"{factor.module}.weight", f"{factor.module.partition('.')[2]}.weight"):
-        if name in weights:
-            return name
-    if factor.module.rsplit(".", 1)[-1] in _HEADS and _tied(base.config):
+    """A module's weight in the checkpoint."""
+    architecture = names.architecture(base.config)
+    if factor.module.rsplit(".", 1)[-1] in {architecture.head, "embed_out"} and names.tied(base.config):
         raise _tied_head(factor.module, base)
+    for module in architecture.stored(factor.module):
+        if f"{module}.weight" in weights:
+            return f"{module}.weight"
     raise BaseMismatch(
         f"the adapter does not match the base {base.name}",
         why=f"the base has no weight for {factor.module}",
@@ -239,7 +239,7 @@ def _tensor_name(factor: Factor, base: BaseModel, weights: Mapping[str, Stored])
 def _delta(factor: Factor, stored_weight: Stored, base: BaseModel, adapter: PeftDir) -> Delta:
     weight = stored_weight.tensor
     made = (factor.b.shape[0], factor.a.shape[1])
-    transposed = base.config.get("model_type") in _CONV1D and weight.shape == made[::-1]
+    transposed = names.architecture(base.config).conv1d and weight.shape == made[::-1]
     if len(factor.a.shape) != 2 or len(factor.b.shape) != 2:
         raise Unsupported(f"{adapter.path} cannot be merged", why=f"{factor.module} is no linear layer")
     if not transposed and weight.shape != made:
@@ -254,16 +254,7 @@ def _delta(factor: Factor, stored_weight: Stored, base: BaseModel, adapter: Peft
             why=f"{weight.name} is stored as {weight.dtype}",
             hint=f"name a copy of it in {', '.join(DTYPES)} with --base",
         )
-    if factor.module.rsplit(".", 1)[-1] in _HEADS and _tied(base.config):
-        raise _tied_head(factor.module, base)
     return Delta(factor, transposed)
-
-
-def _tied(config: Mapping[str, Any]) -> bool:
-    """Whether the head is the embedding. GPT-2 and its kin are tied where their config does not say."""
-    inner = config.get("text_config") or {}
-    default = inner.get("tie_word_embeddings", config.get("model_type") in _CONV1D)
-    return bool(config.get("tie_word_embeddings", default))
 
 
 def _tied_head(module: str, base: BaseModel) -> Unsupported:
