@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from dataclasses import field as dict_field
 from typing import Any, Literal
 
 import yaml
@@ -14,7 +15,26 @@ Task = Literal["style", "domain", "reasoning", "full"]
 
 RANKS: Mapping[str, int] = {"style": 8, "domain": 16, "reasoning": 64, "full": 128}
 BLOCK = ("name", "task", "channel", "description", "labels")  # keys of the adapterhub: block
+MESSAGE_PROPERTIES = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
 ALPHA = 32.0  # fixed, so that the best learning rate does not move with the rank (LoRA Without Regret)
+
+
+@dataclass(frozen=True)
+class UserFormat:
+    """A format that the config spells out: which columns, and how they are written as text.
+
+    ``{instruction}``, ``{input}`` and ``{system}`` stand for a row's columns. Without ``format`` a row becomes a
+    conversation.
+    """
+
+    field_instruction: str | None = None
+    field_input: str | None = None
+    field_output: str | None = None
+    field_system: str | None = None
+    format: str | None = None
+    no_input_format: str | None = None  # None: format
+    system_format: str = "{system}"
+    system_prompt: str = ""  # for rows without one of their own
 
 
 @dataclass(frozen=True)
@@ -22,12 +42,20 @@ class DataSource:
     """One entry of ``datasets``. ``type`` None: told from the rows, and said."""
 
     path: str
-    type: str | None = None
+    type: str | UserFormat | None = None
+    field: str | None = None  # of plain text; None: text
     field_messages: str | None = None  # None: messages, or conversations for ShareGPT
     field_tools: str = "tools"
-    role_property: str | None = None  # None: role, or from
-    content_property: str | None = None  # None: content, or value
-    roles: Mapping[str, str] = field(default_factory=dict)  # role in the file → role of the template
+    field_system: str | None = None
+    field_instruction: str | None = None
+    field_input: str | None = None
+    field_output: str | None = None
+    message_property_mappings: Mapping[str, str] = dict_field(default_factory=dict)  # ours → theirs: role → from
+    roles: Mapping[str, str] = dict_field(default_factory=dict)  # role in the file → role of the template
+    roles_to_train: tuple[str, ...] = ("assistant",)
+    train_on_eos: Literal["turn", "all", "last", "none"] = "turn"  # of which turns the end token is trained on
+    message_field_training: str | None = None  # a message's own switch; None: weight, as OpenAI has it
+    drop_system_message: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +146,7 @@ class TrainConfig:
         plain = asdict(self) | {"name": str(self.name) if self.name else None}
         block = {key: plain.pop(key) for key in BLOCK}
         for key in ("datasets", "test_datasets"):
-            plain[key] = [_source_to_plain(source) for source in plain[key]]
+            plain[key] = [_source_to_plain(source) for source in getattr(self, key)]
         if self.lora_target_modules == "all-linear":
             plain["lora_target_modules"], plain["lora_target_linear"] = None, True
         plain["adapter"] = "qlora" if self.load_in_4bit else "lora"
@@ -127,13 +155,15 @@ class TrainConfig:
         return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _source_to_plain(source: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {k: v for k, v in source.items() if v and k not in ("role_property", "content_property", "roles")}
-    properties = {"role": source["role_property"], "content": source["content_property"]}
-    if any(properties.values()):
-        plain["message_property_mappings"] = {k: v for k, v in properties.items() if v}
-    if source["roles"]:
+def _source_to_plain(source: DataSource) -> dict[str, Any]:
+    usual = asdict(DataSource(path=source.path))
+    plain = {k: v for k, v in asdict(source).items() if k == "path" or v != usual[k]}
+    if isinstance(source.type, UserFormat):
+        plain["type"] = {k: v for k, v in asdict(source.type).items() if v is not None}
+    if "roles_to_train" in plain:
+        plain["roles_to_train"] = list(source.roles_to_train)
+    if source.roles:
         plain["roles"] = {}
-        for name, target in source["roles"].items():
+        for name, target in source.roles.items():
             plain["roles"].setdefault(target, []).append(name)
     return plain

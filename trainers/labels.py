@@ -13,13 +13,14 @@ no end token gets the tokenizer's, after the last turn: without it the model wou
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.errors import ConfigError, DataError
-from adapterhub.trainers.data import Conversation, Row, Text
+from adapterhub.trainers.data import Conversation, Row, Segments, Text, Tokens
 
 IGNORED = -100  # the label of a token that is not trained on
 
@@ -51,6 +52,15 @@ class Example:
         return sum(label != IGNORED for label in self.labels)
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """Where a turn stands in the text: what the model writes, and the token that ends it."""
+
+    start: int
+    text_end: int
+    end: int
+
+
 class _Refused(Exception):
     """What a template raised: on purpose, or because it met what it does not know."""
 
@@ -72,7 +82,7 @@ class Labeler:
         self._specials = frozenset(tokenizer.added_tokens_encoder)
         ends = (*end_ids, tokenizer.eos_token_id)
         self._ends = frozenset(tokenizer.convert_ids_to_tokens([i for i in ends if i is not None]))
-        self._tail: str | None = None  # of a turn of text: the same for all, so it is found once
+        self._tails: dict[str, str] = {}  # role → tail of a turn of text: the same for all, so it is found once
 
     def label(self, row: Row, *, max_length: int | None = None) -> Example:
         """Token ids and labels of one row, cut at ``max_length`` tokens.
@@ -80,20 +90,50 @@ class Labeler:
         Raises:
             DataError: the template refuses the row, or leaves out its tools or tool calls; nothing is trained on.
         """
-        text, spans = self._conversation(row) if isinstance(row, Conversation) else self._text(row)
+        ids, labels = self._labelled(row)
+        if not any(label != IGNORED for label in labels):
+            raise DataError(f"{row.where}: no token of this row is trained on", hint="see ah train --show-labels 3")
+        # What follows the last trained token changes no loss.
+        last = max(i for i, label in enumerate(labels) if label != IGNORED)
+        end = min(last + 1, max_length or last + 1)
+        return Example(ids[:end], labels[:end], row.where, length=last + 1)
+
+    def examples(self, row: Row, *, max_length: int) -> list[Example]:
+        """As `label`, but running text that is longer becomes several rows of about the same length."""
+        example = self.label(row, max_length=None if isinstance(row, Text) and row.splits else max_length)
+        parts = -(-example.length // max_length)
+        if parts == 1 or example.truncated or not (isinstance(row, Text) and row.splits):
+            return [example]
+        cuts = [example.length * k // parts for k in range(parts + 1)]
+        return [
+            Example(example.input_ids[a:b], example.labels[a:b], row.where, length=b - a)
+            for a, b in itertools.pairwise(cuts)
+        ]
+
+    def _labelled(self, row: Row) -> tuple[list[int], list[int]]:
+        if isinstance(row, Tokens):
+            return self._tokens(row)
+        if isinstance(row, Conversation):
+            text, spans = self._conversation(row)
+        elif isinstance(row, Segments):
+            text, spans = _joined(row)
+        else:
+            text, spans = self._text(row)
         encoded = self.tokenizer(
             text, add_special_tokens=isinstance(row, Text), return_offsets_mapping=True, verbose=False
         )
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        if self.train_on_inputs:
+        if self.train_on_inputs and not isinstance(row, Segments):  # segments say themselves what is trained on
             spans = [(0, len(text))]
-        labels = _mask(ids, offsets, spans)
-        last = max((i for i, label in enumerate(labels) if label != IGNORED), default=-1)
-        if last < 0:
-            raise DataError(f"{row.where}: no token of this row is trained on", hint="see ah train --show-labels 3")
-        # What follows the last trained token changes no loss.
-        end = min(last + 1, max_length or last + 1)
-        return Example(ids[:end], labels[:end], row.where, length=last + 1)
+        return encoded["input_ids"], _mask(encoded["input_ids"], encoded["offset_mapping"], spans)
+
+    def _tokens(self, row: Tokens) -> tuple[list[int], list[int]]:
+        if max(row.input_ids) >= len(self.tokenizer):
+            raise DataError(
+                f"{row.where}: input_ids holds {max(row.input_ids)}",
+                why=f"the base's tokenizer has {len(self.tokenizer)} tokens: the ids are another tokenizer's",
+                hint="make the ids with the tokenizer of base_model",
+            )
+        return list(row.input_ids), list(row.labels)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The text that serving would send for these messages."""
@@ -123,27 +163,30 @@ class Labeler:
                     why="they would be left out of the prompt without a word",
                     hint="write them into the system message, or use a template that takes tools",
                 )
-            spans: dict[int, tuple[int, int]] = {}  # by the message's place
-            end, closed = 0, True
-            for i in (i for i, m in enumerate(row.messages) if m["role"] == "assistant"):
-                start = self._start(row, i, full, end)
-                end, closed = self._end(row, i, full, start)
-                spans[i] = (start, end)
+            turns: dict[int, _Turn] = {}  # by the message's place
+            closed, trained = True, row.trained_places
+            for i, message in enumerate(row.messages):
+                if message["role"] == "assistant" or i in trained or row.ends == "all":
+                    start = self._start(row, i, full, turns[max(turns)].end if turns else 0)
+                    turns[i], closed = self._end(row, i, full, start)
         except _Refused as error:
             raise DataError(
                 f"{row.where}: the chat template refuses this conversation",
                 why=str(error),
                 hint="check the order of the roles and what the template expects",
             ) from error
-        if not closed:
-            full = full[:end].rstrip() + (self.tokenizer.eos_token or "")
-            spans[i] = (start, len(full))
-        return full, [span for place, span in spans.items() if place >= row.first_trained]
+        last = max(turns)
+        if not closed and row.messages[last]["role"] == "assistant":
+            full = full[: turns[last].end].rstrip()
+            turns[last] = _Turn(turns[last].start, len(full), len(full) + len(self.tokenizer.eos_token or ""))
+            full += self.tokenizer.eos_token or ""
+        return full, _spans(turns, row)
 
     def _start(self, row: Conversation, i: int, full: str, previous: int) -> int:
-        """Where the model takes over. ``previous``: the end of the assistant turn before."""
+        """Where the model takes over; of other roles, where their text begins. ``previous``: the end before."""
+        own = row.messages[i]["role"] == "assistant"
         try:
-            prompt = self.prompt(row.messages[:i], row.tools)
+            prompt = self.prompt(row.messages[:i], row.tools) if own else ""
         except _Refused:  # many templates refuse an empty or a cut conversation; then the text itself tells
             prompt = ""
         if prompt and full.startswith(prompt) and len(prompt) >= previous:
@@ -153,11 +196,11 @@ class Labeler:
         if a == b:  # the template leaves the content out where there are tool calls
             a, b = self._pair(row.messages, i, row.tools, "tool_calls")
         before = min(_common_prefix(a, b), _common_prefix(a, full))
-        header = self._header()
+        header = self._header() if own else ""
         at = full.rfind(header, previous, before) if header else -1
         return at + len(header) if at >= 0 else before
 
-    def _end(self, row: Conversation, i: int, full: str, start: int) -> tuple[int, bool]:
+    def _end(self, row: Conversation, i: int, full: str, start: int) -> tuple[_Turn, bool]:
         """Where the turn ends, and whether with a token that ends it."""
         through = full if i == len(row.messages) - 1 else self._render(row.messages[: i + 1], row.tools)
         tail = self._tail_of(row, i, through)
@@ -167,15 +210,19 @@ class Labeler:
             a, b = self._pair(row.messages, i, row.tools, self._last_text(row, i))
             text_end = len(full) - len(_common_suffix(a, b))
             tail = tail[: _common_prefix(full[text_end:], tail)]
-        end = self._closing(tail)
-        return (text_end + end, True) if end else (max(start, text_end + len(tail.rstrip())), False)
+        at, after = self._closing(tail)
+        if after:
+            return _Turn(start, max(start, text_end + at), text_end + after), True
+        end = max(start, text_end + len(tail.rstrip()))
+        return _Turn(start, end, end), False
 
     def _tail_of(self, row: Conversation, i: int, through: str) -> str:
         if self._last_text(row, i) == "content":
-            if self._tail is None or not through.endswith(self._tail):
+            role = row.messages[i]["role"]
+            if role not in self._tails or not through.endswith(self._tails[role]):
                 a, b = self._pair(row.messages[: i + 1], i, row.tools, "content")
-                self._tail = _common_suffix(a, b)
-            return self._tail
+                self._tails[role] = _common_suffix(a, b)
+            return self._tails[role]
         a, b = self._pair(row.messages[: i + 1], i, row.tools, "tool_calls")
         if a == b:
             raise DataError(
@@ -185,13 +232,17 @@ class Labeler:
             )
         return _common_suffix(a, b)
 
-    def _closing(self, tail: str) -> int:
-        """How much of the tail is trained on: up to its end-of-sequence token, else to its last special token."""
+    def _closing(self, tail: str) -> tuple[int, int]:
+        """Where in the tail its end-of-sequence token stands, else its last special token; (0, 0) where none does."""
         found = [(tail.find(token), token) for token in self._ends if token in tail]
         if found:
             at, token = min(found)
-            return at + len(token)
-        return max((tail.rfind(t) + len(t) for t in self._specials if t in tail), default=0)
+            return at, at + len(token)
+        return max(
+            ((tail.rfind(t), tail.rfind(t) + len(t)) for t in self._specials if t in tail),
+            key=lambda place: place[1],
+            default=(0, 0),
+        )
 
     def _pair(
         self, messages: Sequence[Mapping[str, Any]], i: int, tools: Sequence[Mapping[str, Any]], part: str
@@ -239,6 +290,27 @@ def coloured(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
             pieces.append(([], label != IGNORED))
         pieces[-1][0].append(token)
     return [(tokenizer.decode(ids, skip_special_tokens=False), trained) for ids, trained in pieces]
+
+
+def _spans(turns: Mapping[int, _Turn], row: Conversation) -> list[tuple[int, int]]:
+    """What is trained on: the text of the turns that the row names, and the end tokens that it asks for."""
+    trained, last = set(row.trained_places), max(turns)
+    spans = []
+    for place, turn in turns.items():
+        ends = {"turn": place in trained, "all": True, "last": place == last, "none": False}[row.ends]
+        span = turn.start if place in trained else turn.text_end, turn.end if ends else turn.text_end
+        if span[0] < span[1]:
+            spans.append(span)
+    return spans
+
+
+def _joined(row: Segments) -> tuple[str, list[tuple[int, int]]]:
+    text, spans = "", []
+    for piece, trained in row.pieces:
+        if trained and piece:
+            spans.append((len(text), len(text) + len(piece)))
+        text += piece
+    return text, spans
 
 
 def _mask(ids: list[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -171,7 +171,7 @@ def _split(rows: list[Row], config: TrainConfig) -> tuple[list[Row], list[Row]]:
 def _labelled(
     files: tuple[DataFile, ...], rows: Sequence[Row], labeler: Labeler, config: TrainConfig, limit: int
 ) -> Split:
-    examples = [labeler.label(row, max_length=limit) for row in rows]
+    examples = [example for row in rows for example in labeler.examples(row, max_length=limit)]
     drop = config.excess_length_strategy == "drop"
     kept = [e for e in examples if not (e.truncated and (drop or not e.trained))]
     if not kept:

@@ -261,7 +261,14 @@ def _files(prepared: Prepared) -> list[dict[str, Any]]:
     files = list(prepared.train.files)
     files += [f for f in (prepared.evaluation.files if prepared.evaluation else ()) if f not in files]
     return [
-        {"path": str(f.path), "sha256": f.sha256, "format": f.format, "detected": f.detected, "rows": len(f.rows)}
+        {
+            "path": str(f.path),
+            "sha256": f.sha256,
+            "format": f.format,
+            "detected": f.detected,
+            "rows": len(f.rows),
+            "unused_columns": f.unused,
+        }
         for f in files
     ]
 

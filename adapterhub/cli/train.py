@@ -188,6 +188,8 @@ def _say_prepared(prepared: Prepared) -> None:
     for file in split.files:
         told = ", told from the rows" if file.detected else ""
         say(f"data: {escape(str(file.path))}, {len(file.rows):,} rows of {file.format}{told}")
+        if file.unused:
+            say(f"[yellow]not used:[/] the columns {escape(', '.join(file.unused[:8]))} of {escape(file.path.name)}")
     held = f"; {len(prepared.evaluation.examples):,} rows to evaluate" if prepared.evaluation else ""
     say(f"rows: {len(split.examples):,} with {split.tokens:,} tokens, {split.trained_tokens:,} trained on{held}")
     if split.dropped:

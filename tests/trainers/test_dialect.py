@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from adapterhub.errors import ConfigError, InvalidName
+from adapterhub.trainers.data.formats import FORMATS
 from adapterhub.trainers.dialect import Machine, Reading, parse_yaml, read_config, read_yaml
-from adapterhub.trainers.dialect.keys import KEYS, LATER, NO_EFFECT, UNSERVABLE
+from adapterhub.trainers.dialect.keys import KEYS, LATER, NO_EFFECT, TYPES, UNSERVABLE
 
 SMALLEST = "base_model: x\ndatasets: [{path: train.jsonl}]\n"
 SEED = """\
@@ -134,6 +135,12 @@ def test_unknown_keys_can_be_noted_instead() -> None:
         ("lora_rank_pattern: {'(': 2}", "regular expressions"),
         ("peft_layers_to_transform: [-1]", "layer indices"),
         ("loraplus_lr_ratio: 0.5", "a number from 1"),
+        ("test_datasets: [{path: a, type: alpacca}]", "one of chat_template"),
+        ("test_datasets: [{path: a, roles_to_train: [gpt]}]", "a list of system"),
+        ("test_datasets: [{path: a, train_on_eos: often}]", "one of turn, all, last, none"),
+        ("test_datasets: [{path: a, message_property_mappings: {roll: from}}]", "unknown property 'roll'"),
+        ("test_datasets: [{path: a, type: {format: x}}]", "format does not write the instruction"),
+        ("test_datasets: [{path: a, type: {formt: x}}]", "unknown key 'formt'"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_place_and_what_was_expected(line: str, expected: str) -> None:
@@ -203,6 +210,10 @@ def test_a_key_without_effect_is_said_to_have_none(key: str) -> None:
     assert next(f.note for f in reading.fates if f.key == key)
 
 
+def test_every_type_of_the_dialect_has_a_reader() -> None:
+    assert {*FORMATS, "alpaca_chat.load_qa"} == set(TYPES)
+
+
 def test_no_key_stands_in_two_tables() -> None:
     tables = [KEYS, NO_EFFECT, LATER, UNSERVABLE]
     assert sum(map(len, tables)) == len(set().union(*tables))
@@ -253,6 +264,9 @@ def test_flags_win_over_the_file_and_are_named_in_errors() -> None:
         "adapterhub: {name: acme/support, task: full, channel: canary, labels: {team: a}, description: Hé}\n",
         "adapter: qlora\nlora_target_modules: [q_proj]\nval_set_size: 0.25\nspecial_tokens: {pad_token: x}\n",
         "lora_rank_pattern: {q_proj: 2}\npeft_layers_to_transform: [0]\nloraplus_lr_ratio: 16\nload_in_8bit: true\n",
+        "test_datasets: [{path: e, type: alpaca, field_system: s, train_on_eos: last, roles_to_train: [user]}]\n",
+        "test_datasets: [{path: e, message_property_mappings: {role: from}, drop_system_message: true}]\n",
+        "test_datasets: [{path: e, type: {field_instruction: q, field_output: a, format: 'Q {instruction}'}}]\n",
         "lora_target_modules: .*proj\nlora_target_linear: false\ntest_datasets: [{path: e, roles: {user: [human]}}]\n",
     ],
 )

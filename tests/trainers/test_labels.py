@@ -5,13 +5,13 @@ The templates are in the styles that published models use, written for these tes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from adapterhub.errors import ConfigError, DataError
-from adapterhub.trainers.data import Conversation, Text
+from adapterhub.trainers.data import Conversation, Row, Segments, Text, Tokens
 from adapterhub.trainers.labels import IGNORED, Labeler, coloured
 
 
@@ -159,12 +159,12 @@ def labeler_for(style: str, **options: Any) -> Labeler:
     return Labeler(tokenizer, template=chosen.template, **options)
 
 
-def turns(*texts: str, tools: tuple[Any, ...] = (), first_trained: int = 0) -> Conversation:
+def turns(*texts: str, tools: tuple[Any, ...] = (), trained: tuple[int, ...] | None = None) -> Conversation:
     messages = tuple({"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts))
-    return Conversation(messages, "rows.jsonl:1", tools, first_trained)
+    return Conversation(messages, "rows.jsonl:1", tools, trained)
 
 
-def trained(labeler: Labeler, row: Conversation | Text, **options: Any) -> list[str]:
+def trained(labeler: Labeler, row: Row, **options: Any) -> list[str]:
     """The pieces that are trained on, as text."""
     return [text for text, on in coloured(labeler.label(row, **options), labeler.tokenizer) if on]
 
@@ -280,8 +280,54 @@ def test_an_assistant_may_speak_first() -> None:
 
 
 def test_only_the_completion_of_a_conversation_can_be_trained_on() -> None:
-    row = turns("Hi", "Ahoy", "Bye", "Fair winds!", first_trained=3)
+    row = turns("Hi", "Ahoy", "Bye", "Fair winds!", trained=(3,))
     assert trained(labeler_for("chatml"), row) == ["Fair winds!<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ("turn", ["Ahoy<|im_end|>", "Fair winds!<|im_end|>"]),
+        ("none", ["Ahoy", "Fair winds!"]),
+        ("last", ["Ahoy", "Fair winds!<|im_end|>"]),
+        ("all", ["<|im_end|>", "Ahoy<|im_end|>", "<|im_end|>", "Fair winds!<|im_end|>"]),
+    ],
+)
+def test_train_on_eos_says_which_ends_are_trained_on(ends: Any, expected: list[str]) -> None:
+    row = replace(turns("Hi", "Ahoy", "Bye", "Fair winds!"), ends=ends)
+    assert trained(labeler_for("chatml"), row) == expected
+
+
+@pytest.mark.parametrize("style", ["chatml", "llama-3", "gemma", "phi", "zephyr"])
+def test_users_can_be_trained_on(style: str) -> None:
+    row = turns("Hi", "Ahoy", "Bye", "Fair winds!", trained=(0, 2))
+    assert trained(labeler_for(style), row) == [answer(style, "Hi"), answer(style, "Bye")]
+
+
+def test_segments_are_trained_on_as_they_say() -> None:
+    row = Segments((("Q: 2+2 ", False), ("A: 4", True), (" bye", False)), "rows.jsonl:1")
+    for options in ({}, {"train_on_inputs": True}):
+        assert trained(labeler_for("chatml", **options), row) == ["A: 4"]
+
+
+def test_token_ids_are_taken_as_they_are() -> None:
+    labeler = labeler_for("chatml")
+    example = labeler.label(Tokens((5, 6, 7), (IGNORED, 6, IGNORED), "rows.jsonl:1"))
+    assert (example.input_ids, example.labels) == ([5, 6], [IGNORED, 6])
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: input_ids holds 100000"):
+        labeler.label(Tokens((5, 100_000), (5, 100_000), "rows.jsonl:3"))
+
+
+def test_running_text_becomes_several_rows_and_loses_nothing() -> None:
+    labeler = labeler_for("zephyr")
+    row = Text("", "one two three four five six seven eight nine ten", "rows.jsonl:1", splits=True)
+    whole = labeler.label(row)
+    parts = labeler.examples(row, max_length=10)
+    assert len(parts) > 1
+    assert [i for part in parts for i in part.input_ids] == whole.input_ids
+    assert all(len(part.input_ids) <= 10 and not part.truncated for part in parts)
+    assert parts[-1].labels[-1] == labeler.tokenizer.eos_token_id
+    assert labeler.examples(row, max_length=1000) == [whole]
 
 
 def test_train_on_inputs_trains_on_all() -> None:

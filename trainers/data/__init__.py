@@ -1,14 +1,17 @@
 """Data files, read whole and strictly before any model is loaded.
 
     source       one entry of ``datasets`` → a `DataFile`; every bad row named as ``file:line``
-    rows         what a row is
+    formats      the formats by name, and how one is told from a row's columns
+    chat         rows of messages              instruct    rows of columns: instruction and output, …
+    plain        text, segments, token ids     messages    one message, however it is spelt
+    rows         what a row is once it is read
     strictjson   JSON without what other readers take silently: a key twice, NaN, NUL, half a surrogate pair
     tools        tool schemas and tool calls
 
-Nothing here knows tokens.
+Nothing here knows tokenizers.
 """
 
-from adapterhub.trainers.data.rows import Conversation, Row, Text
+from adapterhub.trainers.data.rows import Conversation, Row, Segments, Text, Tokens
 from adapterhub.trainers.data.source import DataFile, read_source
 
-__all__ = ["Conversation", "DataFile", "Row", "Text", "read_source"]
+__all__ = ["Conversation", "DataFile", "Row", "Segments", "Text", "Tokens", "read_source"]

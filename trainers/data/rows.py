@@ -1,35 +1,62 @@
-"""What a row is once it is read, and what is said of one that is bad."""
+"""What a row is once it is read: one of four shapes, each with its place."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Ends = Literal["turn", "all", "last", "none"]  # of which turns the end token is trained on
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Chat messages as chat templates take them. Assistant messages from ``first_trained`` on are trained on."""
+    """Chat messages as chat templates take them."""
 
     messages: tuple[Mapping[str, Any], ...]
     where: str  # file:line
     tools: tuple[Mapping[str, Any], ...] = ()
-    first_trained: int = 0
+    trained: tuple[int, ...] | None = None  # places of the messages to train on; None: all of the assistant
+    ends: Ends = "turn"
+
+    @property
+    def trained_places(self) -> tuple[int, ...]:
+        if self.trained is not None:
+            return self.trained
+        return tuple(i for i, message in enumerate(self.messages) if message["role"] == "assistant")
 
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text without a template: the completion is trained on."""
+    """Plain text without a template: the completion is trained on, and the end after it."""
 
     prompt: str
     completion: str
     where: str
+    splits: bool = False  # longer than a row may be: several rows, instead of dropped
 
 
-Row = Conversation | Text
+@dataclass(frozen=True)
+class Segments:
+    """Text in pieces, each with whether it is trained on. Nothing is added, no end token either."""
+
+    pieces: tuple[tuple[str, bool], ...]
+    where: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids and labels that somebody else made. ``labels``: the ids, or -100 where not trained on."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    where: str
+
+
+Row = Conversation | Text | Segments | Tokens
 
 
 class BadRow(ValueError):
@@ -42,8 +69,18 @@ class BadRow(ValueError):
 
 def kind(value: Any) -> str:
     """A value's type in a user's words."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "missing"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+
+
+def text_of(raw: Mapping[str, Any], key: str, *, empty: bool = True) -> str:
+    """The text in a column. Raises BadRow: it is missing, no text, or empty where ``empty`` is not allowed."""
+    value = raw.get(key)
+    if not isinstance(value, str):
+        raise BadRow(f"{key} is {kind(value)}", "text")
+    if not empty and not value.strip():
+        raise BadRow(f"{key} is empty", "text to train on")
+    return value
 
 
 def quoted(value: Any) -> str:

@@ -24,7 +24,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """One row. Raises BadRow."""
     value = parse(line)
     if not isinstance(value, dict):
-        raise BadRow(f"the row is {kind(value)}", _EXPECTED)
+        raise BadRow(f"the row is {'null' if value is None else kind(value)}", _EXPECTED)
     return value
 
 

@@ -21,11 +21,13 @@ from adapterhub.trainers.dialect.values import (
     options,
     precision,
     ranks,
+    roles,
     strategy,
     text,
     texts,
     trackers,
     whole,
+    words,
 )
 
 ADAM = ("adamw_torch", "adamw_torch_fused")
@@ -130,17 +132,40 @@ KEYS: Mapping[str, Reader] = {
     "mlflow_experiment_name": text,
 }
 
+TYPES = (
+    "chat_template", "sharegpt", "prompt_completion", "instruction", "question_answer", "alpaca_chat.load_qa",
+    "alpaca", "alpaca:chat", "alpaca:chatml", "alpaca:phi", "completion", "input_output", "tokens",
+)  # fmt: skip
+
 SOURCE_KEYS: Mapping[str, Reader] = {
     "path": text,
-    "type": choice("chat_template", "sharegpt", "prompt_completion"),
+    "type": choice(*TYPES),
     "ds_type": choice("json"),
+    "field": text,
     "field_messages": text,
     "field_tools": text,
+    "field_system": text,
+    "field_instruction": text,
+    "field_input": text,
+    "field_output": text,
     "message_property_mappings": names,
     "roles": options,
     "split": choice("train"),
-    "roles_to_train": choice(["assistant"]),
-    "train_on_eos": choice("turn"),
+    "roles_to_train": roles,
+    "train_on_eos": choice("turn", "all", "last", "none"),
+    "message_field_training": text,
+    "drop_system_message": flag,
+}
+
+USER_FORMAT_KEYS: Mapping[str, Reader] = {
+    "field_instruction": text,
+    "field_input": text,
+    "field_output": text,
+    "field_system": text,
+    "format": text,
+    "no_input_format": text,
+    "system_format": words,
+    "system_prompt": words,
 }
 
 BLOCK_KEYS: Mapping[str, Reader] = {
@@ -228,13 +253,10 @@ UNSERVABLE: Mapping[str, str] = {
 
 SOURCE_LATER = {
     **dict.fromkeys(("name", "revision", "data_files"), "data sets of the Hub"),
-    **dict.fromkeys(("field", "field_system", "field_instruction", "field_input", "field_output"), "other formats"),
     **dict.fromkeys(("field_chosen", "field_rejected"), "preference training"),
     "chat_template": "a template for one data set; name it for the whole config",
     "chat_template_jinja": "a template for one data set; name it for the whole config",
-    "train_on_eot": "the end of a turn is always trained",
-    "message_field_training": "choosing single turns",
-    "drop_system_message": "write the rows without it",
+    "train_on_eot": "one end of a turn is found from the template; train_on_eos speaks of it",
 }
 
 

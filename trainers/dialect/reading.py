@@ -15,7 +15,7 @@ import yaml
 
 from adapterhub.errors import ConfigError, InvalidName
 from adapterhub.refs import AdapterName, check_channel
-from adapterhub.trainers.config import RANKS, DataSource, TrainConfig
+from adapterhub.trainers.config import MESSAGE_PROPERTIES, RANKS, DataSource, TrainConfig, UserFormat
 from adapterhub.trainers.dialect import keys
 from adapterhub.trainers.dialect.fate import KeyFate, Machine, shown
 from adapterhub.trainers.dialect.rules import NOT_ADAPTED, RULES, attention, contradictions, keeps_best
@@ -173,35 +173,45 @@ class _Reader:
         return tuple(self._source((key, i), entry) for i, entry in enumerate(value))
 
     def _source(self, path: tuple[str | int, ...], entry: Mapping[str, Any]) -> DataSource:
-        read = self._table(entry, keys.SOURCE_KEYS, path)
+        user = entry.get("type")
+        plain = {k: v for k, v in entry.items() if k != "type"} if isinstance(user, dict) else entry
+        read = self._table(plain, keys.SOURCE_KEYS, path)
         if "path" not in read:
             raise ConfigError(f"{self._where(path)}: path is missing", hint="write `- path: train.jsonl`")
+        if isinstance(user, dict):
+            read["type"] = self._user_format(user, (*path, "type"))
         properties = read.get("message_property_mappings", {})
-        unknown = sorted(set(properties) - {"role", "content"})
+        unknown = sorted(set(properties) - set(MESSAGE_PROPERTIES))
         if unknown:
             raise ConfigError(
                 f"{self._where((*path, 'message_property_mappings', unknown[0]))}: unknown property {unknown[0]!a}",
-                why="role and content can be mapped",
+                why=", ".join(MESSAGE_PROPERTIES) + " can be mapped",
             )
         dotted = f"{path[0]}[{path[1]}]"
         for key, value in read.items():
             self.fates.append(self._source_fate(f"{dotted}.{key}", key, value, self._where((*path, key))))
-        return DataSource(
-            path=read["path"],
-            type=read.get("type"),
-            field_messages=read.get("field_messages"),
-            field_tools=read.get("field_tools", "tools"),
-            role_property=properties.get("role"),
-            content_property=properties.get("content"),
-            roles=_inverted(read.get("roles", {}), self._where((*path, "roles"))),
-        )
+        names = {f.name for f in fields(DataSource)}
+        chosen = {k: v for k, v in read.items() if k in names}
+        return DataSource(**chosen | {"roles": _inverted(read.get("roles", {}), self._where((*path, "roles")))})
+
+    def _user_format(self, given: Mapping[str, Any], path: tuple[str | int, ...]) -> UserFormat:
+        read = self._table(given, keys.USER_FORMAT_KEYS, path)
+        for key in ("format", "no_input_format"):
+            if key in read and "{instruction}" not in read[key]:
+                raise ConfigError(
+                    f"{self._where((*path, key))}: {key} does not write the instruction",
+                    why="{instruction} stands for the column of field_instruction, and {input} for that of field_input",
+                )
+        return UserFormat(**read)
 
     def _source_fate(self, dotted: str, key: str, value: Any, where: str) -> KeyFate:
         if key == "split":
             return KeyFate(dotted, "without effect", "a local file is one split", where)
         if key == "type" and value == "sharegpt":
             return KeyFate(dotted, "honoured", "dropped by Axolotl; taken as conversations of from and value", where)
-        return KeyFate(dotted, "honoured", shown(value), where)
+        if key == "train_on_eos" and value == "none":
+            return KeyFate(dotted, "honoured", "none: what is trained so does not learn to stop", where)
+        return KeyFate(dotted, "honoured", "your format" if isinstance(value, UserFormat) else shown(value), where)
 
     def _where(self, path: tuple[str | int, ...]) -> str:
         name = ".".join(str(part) for part in path)

@@ -44,6 +44,22 @@ def text(value: Any) -> str:
     return value
 
 
+def words(value: Any) -> str:
+    """Text that may be empty."""
+    if not isinstance(value, str):
+        raise ValueError("expects text")
+    return value
+
+
+def roles(value: Any) -> tuple[str, ...]:
+    """Roles of messages; none at all where each message says itself whether it is trained on."""
+    known = ("system", "developer", "user", "assistant", "tool")
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or any(role not in known for role in found):
+        raise ValueError("expects a list of " + ", ".join(known))
+    return tuple(found)
+
+
 def flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("expects true or false")
