@@ -98,6 +98,7 @@ def train(
         return
     prepared = _prepare(reading, config, flags)
     if show_labels:
+        _say_prepared(prepared)
         _print_labels(prepared, show_labels, as_json=as_json)
         return
     _finish(_trained(reading, prepared, auto_batch=auto_batch), as_json=as_json)

@@ -125,3 +125,11 @@ def test_advice_comes_with_its_reason(ah: Ah, write_config: Writer) -> None:
         "beyond the base's 512",
     ):
         assert words in found.err
+
+
+def test_what_the_rows_are_and_which_columns_are_not_used_is_said(ah: Ah, write_config: Writer) -> None:
+    rows = [{"question": "Say hi.", "answer": "Ahoy!", "source": "forum"}] * 3
+    done = ah("train", write_config(rows=rows), "--show-labels", 1)
+    assert done.code == 0, done.err
+    assert "3 rows of question/answer, told from the rows" in done.err
+    assert "not used: the columns source of train.jsonl" in done.err
