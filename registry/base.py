@@ -109,6 +109,7 @@ class Summary:
     parents: tuple[str, ...]  # digests
     labels: Mapping[str, str]
     metrics: Mapping[str, float]  # of the training
+    evaluations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # suite → metrics, the newest of each
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,15 @@ class Overview:
     name: AdapterName
     versions: tuple[Summary, ...]  # newest first, tombstones included
     channels: Mapping[str, tuple[Target, ...]]
+
+
+@dataclass(frozen=True)
+class Logs:
+    """All that happened to an adapter's versions after they were published; each log newest first."""
+
+    moves: Mapping[str, tuple[ChannelMove, ...]] = field(default_factory=dict)  # by channel
+    statuses: Mapping[int, tuple[StatusChange, ...]] = field(default_factory=dict)  # by version
+    evaluations: Mapping[int, tuple[Evaluation, ...]] = field(default_factory=dict)  # by version
 
 
 @dataclass(frozen=True)
@@ -198,8 +208,11 @@ class Registry(Protocol):
     def version(self, name: AdapterName, number: int) -> Version:
         """One version whatever its status, unlike `resolve`. Raises NotFound, IntegrityError."""
 
-    def versions(self, name: AdapterName) -> list[Version]:
-        """All versions with their status, newest first, tombstones included. Raises NotFound."""
+    def versions(self, name: AdapterName, *, limit: int | None = None) -> list[Version]:
+        """All versions, or the newest ``limit``, with their status, newest first, tombstones included.
+
+        Raises NotFound.
+        """
 
     def channels(self, name: AdapterName) -> dict[str, ChannelMove]:
         """Each channel's newest move, sorted by channel. ``latest`` is computed and not among them."""
@@ -239,6 +252,9 @@ class Registry(Protocol):
 
     def status_log(self, name: AdapterName, version: int) -> list[StatusChange]:
         """All changes of a version's status, newest first; empty for one that was always active."""
+
+    def logs(self, name: AdapterName, *, limit: int | None = None) -> Logs:
+        """Moves, statuses and evaluations, all or the newest ``limit`` of each log. Raises NotFound."""
 
     def overview(self, tenant: str) -> list[Overview]:
         """All adapters of a tenant with their versions and channels, sorted by name: a few requests, however many.

@@ -13,7 +13,6 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +28,7 @@ from adapterhub.registry.base import (
     Draft,
     Evaluation,
     Event,
+    Logs,
     Overview,
     Progress,
     Signature,
@@ -43,14 +43,13 @@ from adapterhub.registry.hubclient import Hub, Refs
 from adapterhub.registry.huberrors import LOGIN, Busy, NoRepository, Stale
 from adapterhub.registry.hublog import Log, log_from_bytes, log_to_bytes
 from adapterhub.registry.hubpublish import HubPublisher
-from adapterhub.registry.hubstate import State, events_of, moves_of, numbers_of, status_of
+from adapterhub.registry.hubstate import State, events_of, logs_of, moves_of, numbers_of, status_of
+from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.transfer import Source, check, fetch, file_of
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 _TRIES = 40  # of one change to a log: each lost one means that somebody else's went in
-_THREADS = 8
 _KEPT = 10_000  # records and logs in memory
 
 
@@ -124,17 +123,23 @@ class HubRegistry:
     def version(self, name: AdapterName, number: int) -> Version:
         return self._version(name, number, self._state(name))
 
-    def versions(self, name: AdapterName) -> list[Version]:
-        return self._versions(name, self._state(name))
+    def versions(self, name: AdapterName, *, limit: int | None = None) -> list[Version]:
+        return self._versions(name, self._state(name), limit)
+
+    def logs(self, name: AdapterName, *, limit: int | None = None) -> Logs:
+        return logs_of(self._state(name).log, limit)
 
     def overview(self, tenant: str) -> list[Overview]:
-        return _side_by_side(self._overview, self.adapters(tenant))
+        return side_by_side(self._overview, self.adapters(tenant))
 
     def _overview(self, name: AdapterName) -> Overview:
         state = self._state(name)
         return Overview(
             name=name,
-            versions=tuple(rules.summary(version) for version in self._versions(name, state)),
+            versions=tuple(
+                rules.summary(version, state.log.evaluations.get(version.record.version, ()))
+                for version in self._versions(name, state)
+            ),
             channels={channel: moves[0].targets for channel, moves in sorted(state.log.moves.items())},
         )
 
@@ -297,7 +302,7 @@ class HubRegistry:
 
         A cursor tells of each adapter its newest version and the length of its log.
         """
-        states = dict(_side_by_side(lambda name: (name, self._state(name)), self.adapters(tenant)))
+        states = dict(side_by_side(lambda name: (name, self._state(name)), self.adapters(tenant)))
         seen: dict[str, list[int]] | None = parse_json(cursor.encode(), what="a cursor") if cursor else None
         position = {name.adapter: [max(s.numbers), len(s.log.done)] for name, s in states.items()}
         events: list[Event] = []
@@ -378,8 +383,8 @@ class HubRegistry:
             raise rules.no_version(name, number)
         return rules.with_status(self._record(name, number, state.numbers[number]), state.log.newest_status(number))
 
-    def _versions(self, name: AdapterName, state: State) -> list[Version]:
-        return _side_by_side(partial(self._version, name, state=state), state.numbers)
+    def _versions(self, name: AdapterName, state: State, limit: int | None = None) -> list[Version]:
+        return side_by_side(partial(self._version, name, state=state), list(state.numbers)[:limit])
 
     def _record(self, name: AdapterName, number: int, commit: str) -> Record:
         repo = layout.repository(self._hub.org, name)
@@ -422,7 +427,7 @@ class HubRegistry:
                 return None  # deleted since it was listed
 
         chosen = list(names)
-        found = zip(chosen, _side_by_side(refs, chosen), strict=True)
+        found = zip(chosen, side_by_side(refs, chosen), strict=True)
         return [name for name, its in found if its and numbers_of(its)]
 
     # ── compare and swap ─────────────────────────────────────────────────────────────────────────────────────
@@ -457,12 +462,6 @@ class HubRegistry:
 
     def _pause(self, attempt: int) -> None:
         self._hub.wait(random.uniform(0, min(2.0, 0.05 * 2**attempt)))  # noqa: S311 - jitter
-
-
-def _side_by_side(ask: Callable[[T], R], of: Iterable[T]) -> list[R]:
-    """In the order of ``of``."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(ask, of))
 
 
 def _crowded(repo: str) -> Conflict:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adapterhub.refs import AdapterName
 from adapterhub.registry import hublayout as layout
 from adapterhub.registry import rules
-from adapterhub.registry.base import ChannelMove, Event, Status
+from adapterhub.registry.base import ChannelMove, Event, Logs, Status
 from adapterhub.registry.hubclient import Refs
 from adapterhub.registry.hublog import Log
 
@@ -34,6 +34,14 @@ def moves_of(name: AdapterName, channel: str, log: Log) -> tuple[ChannelMove, ..
     if channel not in log.moves:
         raise rules.no_channel(name, channel)
     return log.moves[channel]
+
+
+def logs_of(log: Log, limit: int | None) -> Logs:
+    return Logs(
+        moves={channel: moves[:limit] for channel, moves in sorted(log.moves.items())},
+        statuses={version: changes[:limit] for version, changes in sorted(log.statuses.items())},
+        evaluations={version: found[:limit] for version, found in sorted(log.evaluations.items())},
+    )
 
 
 def status_of(log: Log, version: int) -> Status:

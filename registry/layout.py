@@ -84,9 +84,14 @@ def status_changes(name: AdapterName, number: int) -> str:
     return f"{statuses(name)}{number}/"
 
 
+def measured(name: AdapterName) -> str:
+    """Prefix; its folders are the numbers of versions that have evaluations."""
+    return f"t/{name.tenant}/a/{name.adapter}/ev/"
+
+
 def evaluations(name: AdapterName, number: int) -> str:
     """Prefix; newest evaluation of a version first."""
-    return f"t/{name.tenant}/a/{name.adapter}/ev/{number}/"
+    return f"{measured(name)}{number}/"
 
 
 def signatures(name: AdapterName, digest: str) -> str:

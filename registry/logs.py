@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from adapterhub.errors import AlreadyExists
 from adapterhub.registry import layout
+from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.store import Store
 
 
@@ -44,9 +45,9 @@ class NumberedLog(Generic[T]):
         keys = self._store.keys(self._prefix, limit=1)
         return self._entry(keys[0]) if keys else None
 
-    def all(self) -> list[T]:
-        """Newest first."""
-        return [self._entry(key) for key in self._store.keys(self._prefix)]
+    def all(self, limit: int | None = None) -> list[T]:
+        """Newest first; all, or the newest ``limit``."""
+        return side_by_side(self._entry, self._store.keys(self._prefix, limit=limit))
 
     def append(self, entry: T) -> T | None:
         """None when it is now the log's entry of its number; else the entry that was there first.

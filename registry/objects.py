@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ from adapterhub.registry.base import (
     ChannelMove,
     Draft,
     Evaluation,
+    Logs,
     Overview,
     Progress,
     Signature,
@@ -35,6 +37,8 @@ from adapterhub.registry.changelog import ChangeLog
 from adapterhub.registry.channels import check_weights, rollback_targets, standing
 from adapterhub.registry.clock import now
 from adapterhub.registry.logs import NumberedLog
+from adapterhub.registry.overview import Overviews, found
+from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.publishing import Publisher
 from adapterhub.registry.records import Records
 from adapterhub.registry.store import Store, create_hint
@@ -49,6 +53,7 @@ class ObjectRegistry:
         self.store = store
         self._publisher = Publisher(store, wait=wait)
         self._records = Records(store)
+        self._overviews = Overviews(store)
         self._log = ChangeLog(store)
         self._identity: identity.Identity | None = None  # what registry.json says, once it was read
 
@@ -118,10 +123,18 @@ class ObjectRegistry:
             raise rules.no_version(name, number) from None
         return rules.with_status(record, self._newest_status(name, number))
 
-    def versions(self, name: AdapterName) -> list[Version]:
+    def versions(self, name: AdapterName, *, limit: int | None = None) -> list[Version]:
         self._require_adapter(name)
         statuses = self._statuses(name)
-        return [rules.with_status(self._records.read(name, n), statuses.get(n)) for n in self._records.numbers(name)]
+        return side_by_side(
+            lambda n: rules.with_status(self._records.read(name, n), statuses.get(n)),
+            islice(self._records.numbers(name), limit),
+        )
+
+    def overview(self, tenant: str) -> list[Overview]:
+        self._open()
+        keys = self.store.keys(layout.adapters(tenant))
+        return [seen.overview for _, seen in sorted(self._overviews.read(dict(found(keys, tenant)), {}).items())]
 
     def fetch_file(self, record: Record, path: str, destination: Path, *, progress: Progress | None = None) -> None:
         entry = file_of(record, path)
@@ -259,13 +272,10 @@ class ObjectRegistry:
     def _statuses(self, name: AdapterName) -> dict[int, StatusChange]:
         """The present status of each version that ever had one: most have none, so this is a short list."""
         numbers = [int(folder) for folder in self.store.folders(layout.statuses(name))]
-        found = {n: self._newest_status(name, n) for n in numbers}
-        return {n: change for n, change in found.items() if change is not None}
+        newest = side_by_side(lambda n: self._newest_status(name, n), numbers)
+        return {n: change for n, change in zip(numbers, newest, strict=True) if change is not None}
 
     def delete_tenant(self, tenant: str, *, who: str, why: str = "") -> None:
-        raise NotImplementedError
-
-    def overview(self, tenant: str) -> list[Overview]:
         raise NotImplementedError
 
     # ── evaluations and signatures ───────────────────────────────────────────────────────────────────────────
@@ -297,6 +307,17 @@ class ObjectRegistry:
     def evaluations(self, name: AdapterName, version: int) -> list[Evaluation]:
         self._require_version(name, version)
         return self._evaluations(name, version).all()
+
+    def logs(self, name: AdapterName, *, limit: int | None = None) -> Logs:
+        self._require_adapter(name)
+        channels = self.store.folders(layout.channels(name))
+        changed = [int(folder) for folder in self.store.folders(layout.statuses(name))]
+        measured = [int(folder) for folder in self.store.folders(layout.measured(name))]
+        return Logs(
+            moves={channel: tuple(self._moves(name, channel).all(limit)) for channel in channels},
+            statuses={n: tuple(self._status_changes(name, n).all(limit)) for n in sorted(changed)},
+            evaluations={n: tuple(self._evaluations(name, n).all(limit)) for n in sorted(measured)},
+        )
 
     def _evaluations(self, name: AdapterName, version: int) -> NumberedLog[Evaluation]:
         prefix = layout.evaluations(name, version)

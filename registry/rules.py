@@ -125,8 +125,13 @@ def no_version(name: AdapterName, version: int | str) -> NotFound:
     return NotFound(f"{name} has no {said}", hint=f"ah ls {name}")
 
 
-def summary(version: Version) -> Summary:
-    """A version as lists show it."""
+def newest_measured(evaluations: Sequence[Evaluation]) -> dict[str, Mapping[str, float]]:
+    """Suite → metrics; of a suite that was run several times, the newest. ``evaluations`` is newest first."""
+    return {evaluation.suite: evaluation.metrics for evaluation in reversed(evaluations)}
+
+
+def summary(version: Version, evaluations: Sequence[Evaluation] = ()) -> Summary:
+    """A version as lists show it; ``evaluations`` of it, newest first."""
     record, manifest = version.record, version.record.manifest
     return Summary(
         name=record.name,
@@ -142,4 +147,5 @@ def summary(version: Version) -> Summary:
         parents=manifest.lineage.parents,
         labels=record.labels,
         metrics=manifest.lineage.metrics,
+        evaluations=newest_measured(evaluations),
     )

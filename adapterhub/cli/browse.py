@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from adapterhub.cli.output import JsonOption, RegistryOption, print_json, print_table
-from adapterhub.errors import Gone, NotFound
+from adapterhub.errors import NotFound
 from adapterhub.manifest import to_plain
 from adapterhub.refs import AdapterName, AdapterRef, check_tenant
 from adapterhub.registry import ChannelMove, Registry, Version, open_registry
+from adapterhub.registry.base import Overview
 from adapterhub.settings import load_settings
 
 
@@ -45,7 +46,7 @@ def show(
     """Show everything about one version."""
     registry = open_registry(registry_url or load_settings().registry)
     parsed = AdapterRef.parse(ref)
-    version = _find(registry, parsed)
+    version = find_version(registry, parsed)
     moves = registry.channels(parsed.name)
     pointing = [channel for channel, move in moves.items() if version.record.version in _pointed(move)]
     if as_json:
@@ -61,18 +62,22 @@ def _tenants(registry: Registry) -> list[dict[str, Any]]:
 
 
 def _adapters(registry: Registry, tenant: str) -> list[dict[str, Any]]:
-    check_tenant(tenant)
-    names = registry.adapters(tenant)
-    if not names:
-        raise NotFound(f"there is no tenant {tenant!r} in {registry.url}", hint="ah ls")
     return [
         {
-            "adapter": str(name),
-            "latest": _latest(registry, name),
-            "channels": {channel: move.main.version for channel, move in registry.channels(name).items()},
+            "adapter": str(overview.name),
+            "latest": next((v.version for v in overview.versions if v.status == "active"), None),
+            "channels": {c: max(targets, key=lambda t: t.weight).version for c, targets in overview.channels.items()},
         }
-        for name in names
+        for overview in tenant_overview(registry, tenant)
     ]
+
+
+def tenant_overview(registry: Registry, tenant: str) -> list[Overview]:
+    """Raises NotFound for a tenant without a version."""
+    check_tenant(tenant)
+    if found := registry.overview(tenant):
+        return found
+    raise NotFound(f"there is no tenant {tenant!r} in {registry.url}", hint="ah ls")
 
 
 def _versions(registry: Registry, name: AdapterName) -> list[dict[str, Any]]:
@@ -93,14 +98,7 @@ def _versions(registry: Registry, name: AdapterName) -> list[dict[str, Any]]:
     ]
 
 
-def _latest(registry: Registry, name: AdapterName) -> int | None:
-    try:
-        return registry.resolve(AdapterRef.parse(str(name))).record.version
-    except Gone:
-        return None
-
-
-def _find(registry: Registry, ref: AdapterRef) -> Version:
+def find_version(registry: Registry, ref: AdapterRef) -> Version:
     """Like `resolve`, but what is yanked or deleted can be looked at too."""
     if not ref.is_fixed:
         return registry.resolve(ref)
@@ -134,7 +132,7 @@ def _facts(version: Version, channels: list[str]) -> dict[str, str]:
     facts |= {
         f"{use}": f"{verdict['answer']}  {verdict['reason']}" for use, verdict in to_plain(record.verdicts).items()
     }
-    files = {f"file {i}": f"{f.path}  {_bytes(f.size)}  {f.sha256}" for i, f in enumerate(manifest.files, start=1)}
+    files = {f"file {i}": f"{f.path}  {shown_bytes(f.size)}  {f.sha256}" for i, f in enumerate(manifest.files, start=1)}
     return facts | files
 
 
@@ -144,13 +142,13 @@ def _cell(key: str, value: Any) -> str:
     if isinstance(value, list):
         return " ".join(value) or "-"
     if key == "size":
-        return _bytes(value)
+        return shown_bytes(value)
     if key == "digest":
         return str(value)[: len("sha256:") + 12]
     return "-" if value is None else str(value)
 
 
-def _bytes(size: float) -> str:
+def shown_bytes(size: float) -> str:
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,9 @@ BaseOption = Annotated[
 ]
 
 
+_NARROWEST = 8  # characters of a column in a narrow terminal
+
+
 def key_password() -> str | None:
     """What opens a private key that has a password: not from a flag, which every list of processes would show."""
     return os.environ.get("AH_KEY_PASSWORD") or None
@@ -90,12 +94,27 @@ def print_json(data: Any) -> None:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns aligned by spaces, on stdout: the same in a terminal, a pipe and a log."""
+    """Columns aligned by spaces, on stdout. In a terminal the widest are cut to fit; a pipe or a log has all of it."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    if sys.stdout.isatty():
+        widths = fitted(widths, shutil.get_terminal_size().columns)
     for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        cells = (cut(cell, width).ljust(width) for cell, width in zip(line, widths, strict=True))
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def fitted(widths: Sequence[int], room: int) -> list[int]:
+    """The widths of columns, two spaces between them, that need at most ``room``; the widest give first."""
+    room = max(room - 2 * (len(widths) - 1), _NARROWEST * len(widths))
+    ceiling = max(widths, default=0)
+    while ceiling > _NARROWEST and sum(min(width, ceiling) for width in widths) > room:
+        ceiling -= 1
+    return [min(width, ceiling) for width in widths]
+
+
+def cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def say(text: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from adapterhub.errors import AdapterError, Conflict, Gone, InvalidName, NotFound, UsageError
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Draft, Registry
+from adapterhub.registry.base import Logs
 
 Drafts = Callable[..., Draft]
 
@@ -368,6 +369,70 @@ def test_rollback_to_what_never_was_deployed_keeps_the_history(
     prod_after(registry, name, new_draft, 2, 3)
     assert registry.rollback(name, "prod", to=1, who="ana").main.version == 1
     assert registry.rollback(name, "prod", who="ana").main.version == 2
+
+
+# ── looks at everything ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_overview_tells_of_every_adapter(registry: Registry, new_draft: Drafts, name: AdapterName) -> None:
+    assert registry.overview("acme") == []
+    other, apart = AdapterName("acme", "support-2"), AdapterName("acmes", "support")
+    publish(registry, new_draft("one"), name, team="x")
+    publish(registry, new_draft(), name)
+    for adapter in (other, apart):
+        publish(registry, new_draft(), adapter)
+    registry.set_channel(name, "prod", {2: 100}, who="ana")
+    registry.set_channel(name, "prod", {1: 90, 2: 10}, who="ana")
+    registry.set_status(name, 2, "deprecated", who="ana")
+    for score in (0.25, 0.5):
+        registry.add_evaluation(name, 1, suite="heldout", metrics={"score": score}, who="ana")
+    registry.add_evaluation(name, 1, suite="toxic", metrics={"share": 0.125}, who="ana")
+    support, second = registry.overview("acme")
+    assert (support.name, second.name) == (name, other)
+    assert [(v.version, v.status) for v in support.versions] == [(2, "deprecated"), (1, "active")]
+    assert [(t.version, t.weight) for t in support.channels["prod"]] == [(1, 90), (2, 10)]
+    one, record = support.versions[1], registry.version(name, 1).record
+    assert (one.digest, one.created, one.author, one.labels) == (record.digest, record.created, "ana", {"team": "x"})
+    assert (one.size, one.rank, one.base) == (record.manifest.size, 4, "")
+    assert one.evaluations == {"heldout": {"score": 0.5}, "toxic": {"share": 0.125}}
+    assert (second.versions[0].evaluations, second.channels) == ({}, {})
+
+
+def test_an_overview_is_as_fresh_as_its_versions(registry: Registry, new_draft: Drafts, name: AdapterName) -> None:
+    publish(registry, new_draft(), name)
+    assert [v.version for v in registry.overview("acme")[0].versions] == [1]
+    publish(registry, new_draft(), name)
+    assert [v.version for v in registry.overview("acme")[0].versions] == [2, 1]
+    registry.set_status(name, 1, "yanked", who="ana")
+    registry.set_channel(name, "prod", {2: 100}, who="ana")
+    registry.add_evaluation(name, 2, suite="heldout", metrics={"score": 1}, who="ana")
+    (seen,) = registry.overview("acme")
+    assert [v.status for v in seen.versions] == ["active", "yanked"]
+    assert seen.channels["prod"][0].version == 2
+    assert seen.versions[0].evaluations == {"heldout": {"score": 1}}
+    registry.set_status(name, 1, "active", who="ana")
+    assert registry.overview("acme")[0].versions[1].status == "active"
+
+
+def test_logs_tell_all_that_happened_or_the_newest(registry: Registry, new_draft: Drafts, name: AdapterName) -> None:
+    with pytest.raises(NotFound):
+        registry.logs(name)
+    for _ in range(3):
+        publish(registry, new_draft(), name)
+    assert registry.logs(name) == Logs()
+    for version in (1, 2, 3):
+        registry.set_channel(name, "prod", {version: 100}, who="ana")
+        registry.add_evaluation(name, 2, suite="heldout", metrics={"score": version}, who="ana")
+    registry.set_channel(name, "canary", {3: 100}, who="ben")
+    registry.set_status(name, 1, "yanked", who="ana")
+    logs = registry.logs(name)
+    assert logs.moves == {c: tuple(registry.channel_log(name, c)) for c in ("canary", "prod")}
+    assert logs.statuses == {1: tuple(registry.status_log(name, 1))}
+    assert logs.evaluations == {2: tuple(registry.evaluations(name, 2))}
+    newest = registry.logs(name, limit=1)
+    assert [move.seq for moves in newest.moves.values() for move in moves] == [1, 3]
+    assert [e.seq for e in newest.evaluations[2]] == [3]
+    assert [v.record.version for v in registry.versions(name, limit=2)] == [3, 2]
 
 
 # ── changes ──────────────────────────────────────────────────────────────────────────────────────────────────────
