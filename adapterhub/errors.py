@@ -5,7 +5,8 @@
     │   ├── InvalidName            outside the grammar of names      400
     │   ├── ConfigError            a key or value of a config        400
     │   ├── DataError              a data file or one of its rows    400
-    │   └── TooLarge               a request's body                  413
+    │   ├── TooLarge               a request's body                  413
+    │   └── HeadersTooLarge        a request's headers               431
     ├── Unauthorized               no key, or not a good one         401
     ├── Forbidden                  the key lacks the scope           403
     ├── TooManyRequests            over a limit; try later           429
@@ -76,6 +77,12 @@ class TooLarge(UsageError):
     status = 413
 
 
+class HeadersTooLarge(UsageError):
+    """The headers of a request over the limit."""
+
+    status = 431
+
+
 class Unauthorized(AdapterHubError):
     """No API key, or one that is unknown, revoked or expired."""
 
@@ -89,13 +96,16 @@ class Forbidden(AdapterHubError):
 
 
 class TooManyRequests(AdapterHubError):
-    """Over a limit. ``retry_after`` is in seconds."""
+    """Over a limit. ``retry_after`` is in seconds, ``headers`` go with the answer."""
 
     status = 429
 
-    def __init__(self, what: str, *, why: str = "", hint: str = "", retry_after: float = 1.0) -> None:
-        super().__init__(what, why=why, hint=hint)
+    def __init__(
+        self, what: str, *, why: str = "", retry_after: float = 1.0, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        super().__init__(what, why=why)
         self.retry_after = retry_after
+        self.headers = headers
 
 
 class NotFound(AdapterHubError):

@@ -54,7 +54,9 @@ def error_headers(error: AdapterHubError) -> list[tuple[bytes, bytes]]:
     if isinstance(error, Unauthorized):
         return [(b"www-authenticate", b"Bearer")]
     if isinstance(error, TooManyRequests | StillLoading):
-        return [(b"retry-after", str(max(1, math.ceil(error.retry_after))).encode())]  # whole seconds: RFC 9110
+        seconds = max(1, math.ceil(error.retry_after))  # whole: RFC 9110
+        limits = error.headers if isinstance(error, TooManyRequests) else ()
+        return [(b"retry-after", str(seconds).encode()), *limits]
     return []
 
 

@@ -1,6 +1,6 @@
 """The way of a request, as a pure ASGI middleware around vLLM's own application.
 
-    allow-list → key → body → model → version that is ready here → lease → the engine, under the immutable name
+    allow-list → key → limits → model → version that is ready here → turn → lease → the engine, under the immutable name
 
 What comes back streams through untouched; only headers are added. Outermost of all, so nothing of vLLM is reached
 around it. Without a replica behind it (the plug-in did not start) it answers nothing at all.
@@ -19,12 +19,14 @@ from typing import Any
 from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, StorageError, TooLarge
 from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Version
-from adapterhub.serving import tenancy
-from adapterhub.serving.admission import Admission, Turn, counting, prompt_tokens, sequences
+from adapterhub.serving import lengths, tenancy
+from adapterhub.serving.admission import Turn, counting, prompt_tokens, sequences
 from adapterhub.serving.answers import error_answer, error_headers
 from adapterhub.serving.arguments import BASE_NAME
 from adapterhub.serving.callers import CALLER, SINGLE_USER, Caller
+from adapterhub.serving.counting import Account, count_prompt
 from adapterhub.serving.fairness import Ask
+from adapterhub.serving.quota import Quota
 from adapterhub.serving.replica import Replica
 
 Scope = MutableMapping[str, Any]
@@ -33,6 +35,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+
+_AT_ONCE = 0.005  # seconds: a request whose turn comes later than that has waited
 
 
 class ClientLeft(Exception):
@@ -47,6 +51,7 @@ class Admitted:
     receive: Receive
     headers: Headers = field(default_factory=list)
     turn: Turn | None = None  # where it needs the engine's sequences
+    account: Account | None = None  # where its tokens are limited
 
 
 class TenancyMiddleware:
@@ -67,7 +72,7 @@ class TenancyMiddleware:
         request_id = tenancy.request_id_of(dict(scope["headers"])) or uuid.uuid4().hex
         async with contextlib.AsyncExitStack() as until_the_last_byte:
             try:
-                admitted = await _admit(scope, receive, until_the_last_byte, request_id)
+                admitted = await self._admit(scope, receive, until_the_last_byte, request_id)
             except ClientLeft:
                 return
             except AdapterHubError as error:
@@ -81,41 +86,84 @@ class TenancyMiddleware:
             admitted.headers.append((b"x-request-id", request_id.encode()))
             if admitted.turn is not None:
                 send = counting(send, admitted.turn)
+            if admitted.account is not None:
+                send = admitted.account.counting(send)
             await self._app(admitted.scope, admitted.receive, _with_headers(send, admitted.headers))
 
+    async def _admit(
+        self, scope: Scope, receive: Receive, until_the_last_byte: contextlib.AsyncExitStack, request_id: str
+    ) -> Admitted:
+        """Raises AdapterHubError for what is refused, ClientLeft."""
+        tenancy.check_headers(scope["headers"])
+        route = tenancy.find_route(scope["method"], scope.get("raw_path") or scope["path"].encode(), scope["path"])
+        replica = _replica(scope, route)
+        caller = _caller(replica, route, scope["headers"])
+        scope = {**scope, CALLER: caller}
+        clean: Headers = [*tenancy.strip_headers(scope["headers"]), (b"x-request-id", request_id.encode())]
+        if route.kind != "model":
+            return Admitted({**scope, "headers": clean}, receive)
 
-async def _admit(
-    scope: Scope, receive: Receive, until_the_last_byte: contextlib.AsyncExitStack, request_id: str
-) -> Admitted:
-    """Raises AdapterHubError for what is refused, ClientLeft."""
-    route = tenancy.find_route(scope["method"], scope.get("raw_path") or scope["path"].encode(), scope["path"])
-    replica = _replica(scope, route)
-    caller = _caller(replica, route, scope["headers"])
-    scope = {**scope, CALLER: caller}
-    clean: Headers = [*tenancy.strip_headers(scope["headers"]), (b"x-request-id", request_id.encode())]
-    if route.kind != "model":
-        return Admitted({**scope, "headers": clean}, receive)
+        await replica.quota.count_request(caller)
+        body = tenancy.read_body(await _read(scope, receive))
+        ref = tenancy.read_model(body, caller)
+        tenancy.check_body(body)  # before anything is loaded for it
+        body = await self._within_lengths(scope, route, caller, body)
+        account = await _reserve(replica.quota, caller, route, body, until_the_last_byte)
+        model, template, added = BASE_NAME, None, [(b"x-adapterhub-version", BASE_NAME.encode())]
+        turn = None
+        if ref is not None:
+            version = await _current(replica, ref)
+            model = str(version.record.ref)
+            # before the turn: a load holds no sequence
+            await replica.ensure(version.record)
+        if route.fills_cache:
+            ask = _ask(replica, caller, ref, body, model)
+            turn, receive = await _take_turn(replica, caller, ask, until_the_last_byte, receive)
+        if ref is not None:
+            await until_the_last_byte.enter_async_context(replica.residency.lease(version.record))
+            template = replica.versions.chat_template(version.record)
+            added = _version_headers(version)
+        added += await replica.quota.headers(caller)
+        sent = tenancy.rewrite(body, route=route, caller=caller, model=model, chat_template=template)
+        raw = json.dumps(sent).encode()
+        clean.append((b"content-length", str(len(raw)).encode()))
+        return Admitted({**scope, "headers": clean}, _replay(raw, receive), added, turn, account)
 
-    body = tenancy.read_body(await _read(receive))
-    ref = tenancy.read_model(body, caller)
-    tenancy.check_body(body)  # before anything is loaded for it
-    model, template, added = BASE_NAME, None, [(b"x-adapterhub-version", BASE_NAME.encode())]
-    turn = None
-    if ref is not None:
-        version = await _current(replica, ref)
-        model = str(version.record.ref)
-        # before the turn: a load holds no sequence
-        await replica.residency.ensure(version.record, within=replica.config.load_seconds)
-    if route.fills_cache:
-        ask = _ask(replica, caller, ref, body, model)
-        turn, receive = await _take_turn(replica.admission, ask, until_the_last_byte, receive)
-    if ref is not None:
-        await until_the_last_byte.enter_async_context(replica.residency.lease(version.record))
-        template = replica.versions.chat_template(version.record)
-        added = _version_headers(version)
-    raw = json.dumps(tenancy.rewrite(body, route=route, caller=caller, model=model, chat_template=template)).encode()
-    clean.append((b"content-length", str(len(raw)).encode()))
-    return Admitted({**scope, "headers": clean}, _replay(raw, receive), added, turn)
+    async def _within_lengths(
+        self, scope: Scope, route: tenancy.Route, caller: Caller, body: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The body, with its answer bounded as the caller's limits say. Raises UsageError."""
+        lengths.check_answers(body)
+        most, context = caller.least("output"), caller.least("context")
+        if context is not None and route.fills_cache:
+            counts = [
+                await count_prompt(self._app, scope, path, asked | {"model": BASE_NAME})
+                for path, asked in lengths.counting_requests(body, route.path)
+            ]
+            left = lengths.room(context=context, prompt=max([lengths.ids_length(body), *counts]))
+            most = left if most is None else min(most, left)
+        return lengths.with_output(body, route.path, most)
+
+
+async def _reserve(
+    quota: Quota,
+    caller: Caller,
+    route: tenancy.Route,
+    body: dict[str, Any],
+    until_the_last_byte: contextlib.AsyncExitStack,
+) -> Account | None:
+    """Hold tokens of the caller's minute until the last byte. Raises TooManyRequests."""
+    if caller.least("tokens_per_minute") is None or not route.fills_cache:
+        return None
+    prompt = prompt_tokens(body)
+    guess = lengths.guess(body, route.path, prompt=prompt, answers=sequences(body))
+    reservation, account = await quota.reserve(caller, tokens=guess), Account(prompt=prompt)
+
+    async def settle() -> None:
+        await reservation.settle(tokens=account.tokens)
+
+    until_the_last_byte.push_async_callback(settle)
+    return account
 
 
 def _ask(replica: Replica, caller: Caller, ref: AdapterRef | None, body: dict[str, Any], model: str) -> Ask:
@@ -131,17 +179,21 @@ def _ask(replica: Replica, caller: Caller, ref: AdapterRef | None, body: dict[st
 
 
 async def _take_turn(
-    admission: Admission, ask: Ask, until_the_last_byte: contextlib.AsyncExitStack, receive: Receive
+    replica: Replica, caller: Caller, ask: Ask, until_the_last_byte: contextlib.AsyncExitStack, receive: Receive
 ) -> tuple[Turn, Receive]:
-    """Wait for the engine, and no longer than the client does. Raises ClientLeft.
+    """Wait for the engine, and no longer than the client does. Raises ClientLeft, TooManyRequests.
 
     What was heard of the client meanwhile is said again to the engine.
     """
-    entering = asyncio.ensure_future(until_the_last_byte.enter_async_context(admission.turn(ask)))
+    entering = asyncio.ensure_future(_enter(replica, caller, ask, until_the_last_byte))
     leaving = asyncio.ensure_future(receive())
     until_the_last_byte.callback(leaving.cancel)
+    both = {entering, leaving}
     try:
-        await asyncio.wait({entering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, timeout=_AT_ONCE, return_when=asyncio.FIRST_COMPLETED)
+        if not entering.done():
+            with replica.quota.waiting(caller):
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     finally:
         if not entering.done():
             entering.cancel()
@@ -154,6 +206,11 @@ async def _take_turn(
         return await (heard.pop() if heard else receive())
 
     return entering.result(), receiving
+
+
+async def _enter(replica: Replica, caller: Caller, ask: Ask, until_the_last_byte: contextlib.AsyncExitStack) -> Turn:
+    await until_the_last_byte.enter_async_context(replica.quota.slot(caller))
+    return await until_the_last_byte.enter_async_context(replica.admission.turn(ask))
 
 
 def _caller(replica: Replica, route: tenancy.Route, headers: Headers) -> Caller:
@@ -205,8 +262,11 @@ def _version_headers(version: Version) -> Headers:
     return headers
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read(scope: Scope, receive: Receive) -> bytes:
     """The whole body. Raises TooLarge, ClientLeft."""
+    announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    if announced.isdigit() and int(announced) > tenancy.MAX_BODY:
+        raise TooLarge("the body is too large", why=f"at most {tenancy.MAX_BODY} bytes")
     chunks: list[bytes] = []
     size = 0
     while True:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from adapterhub.base import BaseModel
 from adapterhub.errors import AdapterHubError
+from adapterhub.manifest import Record
 from adapterhub.registry.base import Registry
 from adapterhub.registry.cache import Cache
 from adapterhub.registry.signing import Signers
@@ -24,6 +25,7 @@ from adapterhub.serving.callers import Caller
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.fairness import Window
 from adapterhub.serving.models import card, list_models
+from adapterhub.serving.quota import Quota
 from adapterhub.serving.residency import Engine, Residency
 from adapterhub.serving.rollout import Rollout
 from adapterhub.serving.versions import Versions
@@ -60,6 +62,7 @@ class Replica:
             capacity=config.max_cpu_loras,
             prepare=lambda record: self.blocking(self.versions.fetch, record),
         )
+        self.quota = Quota(config.redis)
         self.admission = Admission(window or Window(slots=config.max_loras))
         self.rollout = Rollout(registry, warm=self.residency.ensure, blocking=self.blocking)
         self.not_ready = "it is starting"  # empty: ready
@@ -68,6 +71,13 @@ class Replica:
     async def blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking function on one of our own threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def ensure(self, record: Record) -> None:
+        """Load a version, within the time of a request and its tenant's limit. Raises AdapterHubError."""
+        owner = self.access.directory.tenants.get(record.name.tenant)
+        if owner is not None and owner.limits.adapters is not None:
+            await self.residency.make_room(record, most=owner.limits.adapters)
+        await self.residency.ensure(record, within=self.config.load_seconds)
 
     def watch(self) -> None:
         """Start to watch registry and keys. A watcher that ends takes readiness with it: yanks would not arrive."""

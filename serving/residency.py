@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from adapterhub.errors import IntegrityError, StillLoading
+from adapterhub.errors import IntegrityError, StillLoading, TooManyRequests
 from adapterhub.manifest import Record
 
 # Between an answer's last byte and the end of its lease. The engine hears of a request that was broken off, or that
@@ -144,6 +144,26 @@ class Residency:
         if not done:
             raise StillLoading(f"{name} is being loaded", why="ask again in a moment", retry_after=RETRY_SECONDS)
         await task
+
+    async def make_room(self, record: Record, *, most: int) -> None:
+        """Forget idle versions of a version's tenant, so that with it at most ``most`` of them are loaded.
+
+        Raises TooManyRequests where all are in use.
+        """
+        name, own = str(record.ref), f"{record.name.tenant}/"
+        async with self._loading:
+            while not self.places.is_resident(name) and name not in self._loads:
+                loaded = [other for other in self.places.resident if other.startswith(own)]
+                loading = [other for other in self._loads if other.startswith(own)]
+                if len(loaded) + len(loading) < most:
+                    return
+                idle = next((other for other in loaded if not self.places.leases(other)), None)
+                if idle is None:
+                    raise TooManyRequests(
+                        f"{record.name.tenant} has too many adapters in use", why=f"at most {most} are loaded at once"
+                    )
+                self.places.drop(idle)
+                await self._engine.forget(idle)
 
     def _loaded(self, name: str, task: asyncio.Task[None]) -> None:
         del self._loads[name]

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from adapterhub.errors import NotFound, UsageError
+from adapterhub.errors import HeadersTooLarge, NotFound, UsageError
 from adapterhub.refs import AdapterRef
 from adapterhub.serving.arguments import BASE_NAME
 from adapterhub.serving.callers import Caller, Scope
 
 MAX_BODY = 32 * 1024 * 1024  # bytes
+MAX_HEADERS = 64 * 1024  # bytes, of names and values
 
 Kind = Literal["model", "caller", "open"]
 
@@ -99,6 +100,12 @@ def check_browser(host: str | None, origin: str | None) -> None:
         raise UsageError("the Host header is not this server's", why="without keys it answers to localhost alone")
     if origin is not None and not _LOOPBACK.fullmatch(origin.partition("://")[2]):
         raise UsageError("the request comes from a web page elsewhere", why="without keys only local ones may ask")
+
+
+def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises HeadersTooLarge."""
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADERS:
+        raise HeadersTooLarge("the headers are too large", why=f"at most {MAX_HEADERS} bytes")
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str | None:

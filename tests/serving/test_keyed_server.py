@@ -1,0 +1,329 @@
+"""A server with keys, through a real ASGI application in vLLM's place: who comes in, what they reach, how much."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from adapterhub.base import BaseModel
+from adapterhub.manifest import Record
+from adapterhub.refs import AdapterName
+from adapterhub.registry import Registry
+from adapterhub.serving import routes
+from adapterhub.serving.access import Access
+from adapterhub.serving.callers import Limits
+from adapterhub.serving.config import ServeConfig
+from adapterhub.serving.database import default_url, open_database
+from adapterhub.serving.keys import Directory, Tenant
+from adapterhub.serving.middleware import TenancyMiddleware
+from adapterhub.serving.replica import Replica
+from adapterhub.serving.tenants import Tenants
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hi"}]
+PATHS = [CHAT, "/v1/completions", "/v1/messages", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize",
+         "/v1/messages/count_tokens", "/v1/load_lora_adapter", "/invocations", "/adapters"]  # fmt: skip
+
+
+class Server:
+    """The application, its door, and clients for it."""
+
+    def __init__(self, replica: Replica, tenants: Tenants) -> None:
+        self.replica = replica
+        self.tenants = tenants
+        self.seen: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.status = 200
+        self.gate = asyncio.Event()
+        self.gate.set()
+        app = FastAPI()
+        for path in PATHS:
+            app.add_api_route(path, self._answer, methods=["POST"])
+        routes.attach(app)
+        app.state.adapterhub = replica
+        app.state.openai_serving_models = type("Serving", (), {"model_config": type("M", (), {"max_model_len": 512})})
+        app.state.engine_client = type("Client", (), {"errored": False})
+        app.add_middleware(TenancyMiddleware)
+        self.app = app
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://any.example")
+
+    async def _answer(self, request: Request) -> Any:
+        body = await request.json()
+        if request.url.path == "/tokenize":
+            text = body.get("prompt") or " ".join(m["content"] for m in body.get("messages", ()))
+            return {"count": len(text.split())}
+        self.seen.append(body)
+        self.headers.append(dict(request.headers))
+        await self.gate.wait()
+        if body.get("stream"):
+            pieces = [f"data: {json.dumps({'text': word})}\n\n" for word in ("a", "b", "c")]
+            return StreamingResponse(iter(pieces), media_type="text/event-stream")
+        usage = {"prompt_tokens": 30, "completion_tokens": 12}
+        return JSONResponse({"model": body["model"], "usage": usage}, status_code=self.status)
+
+    async def key(self, tenant: str, **options: Any) -> dict[str, str]:
+        """The headers of a new key, known to the server."""
+        minted, _ = self.tenants.add_key(tenant, **options)
+        await self.replica.access.look()
+        return {"authorization": f"Bearer {minted.text}"}
+
+    async def limited(self, **limits: int) -> dict[str, str]:
+        """Of a tenant with these limits."""
+        self.tenants.change(Tenant("acme", limits=Limits(**limits)))
+        return await self.key("acme")
+
+    async def chat(self, headers: dict[str, str], model: str = "base", **body: Any) -> httpx.Response:
+        return await self.http.post(CHAT, json={"model": model, "messages": HELLO} | body, headers=headers)
+
+
+@pytest.fixture
+def server(config: ServeConfig, registry: Registry, base: BaseModel, engine: Any, tmp_path: Path) -> Server:
+    """Tenants acme and globex; nobody has a key yet."""
+    tenants = Tenants(open_database(default_url(tmp_path / "home")))
+    for name in ("acme", "globex"):
+        tenants.add(Tenant(name))
+
+    async def read() -> Directory | None:
+        return tenants.changed()
+
+    replica = Replica(config, registry=registry, base=base, engine=engine, access=Access(read))
+    replica.not_ready = ""
+    return Server(replica, tenants)
+
+
+class TestTheDoor:
+    async def test_without_a_good_key_nothing_is_answered(self, server: Server) -> None:
+        good = await server.key("acme")
+        revoked, expired = await server.key("acme"), await server.key("acme")
+        server.tenants.revoke(revoked["authorization"].split("_")[1])
+        server.tenants.expire(expired["authorization"].split("_")[1], datetime.now(UTC) - timedelta(seconds=1))
+        await server.replica.access.look()
+        wrong = {"authorization": good["authorization"][:-3] + "abc"}
+        for headers in ({}, wrong, revoked, expired, {"authorization": "Basic eA=="}, {"x-api-key": "x"}):
+            for method, path in (("POST", CHAT), ("GET", "/v1/models"), ("GET", "/adapterhub/state")):
+                answer = await server.http.request(method, path, headers=headers, json={"model": "base"})
+                assert answer.status_code == 401, (headers, path)
+                assert answer.headers["www-authenticate"] == "Bearer"
+        assert not server.seen
+        assert (await server.chat(good)).status_code == 200
+        assert (await server.http.get("/ready")).status_code == 200
+
+    async def test_both_clients_ways_to_send_a_key_and_none_reaches_the_engine(self, server: Server) -> None:
+        text = (await server.key("acme"))["authorization"].split(" ")[1]
+        for headers in ({"x-api-key": text}, {"Authorization": f"bearer {text}"}):
+            answer = await server.http.post("/v1/messages", json={"model": "base", "messages": HELLO}, headers=headers)
+            assert answer.status_code == 200
+        assert text not in str(server.headers)
+        refused = await server.http.post("/v1/messages", json={"model": "base"}, headers={"x-api-key": "no"})
+        assert refused.json()["error"]["type"] == "authentication_error"
+
+    async def test_scopes(self, server: Server) -> None:
+        inference, admin = await server.key("acme"), await server.key("acme", scopes={"admin"})
+        assert (await server.http.get("/adapterhub/state", headers=inference)).status_code == 403
+        assert (await server.http.get("/adapterhub/state", headers=admin)).status_code == 200
+        assert (await server.chat(admin)).status_code == 403
+
+    async def test_a_database_that_went_away_closes_the_door_after_a_while(
+        self, server: Server, tmp_path: Path
+    ) -> None:
+        seconds = [0.0]
+        server.replica.access = Access(server.replica.access._read, bound=300, clock=lambda: seconds[0])
+        key = await server.key("acme")
+        for file in (tmp_path / "home").iterdir():
+            file.unlink()
+        seconds[0] = 299
+        assert (await server.chat(key)).status_code == 200
+        seconds[0] = 301
+        answer = await server.chat(key)
+        assert answer.status_code == 503 and "home" not in answer.text
+
+    async def test_no_key_is_ever_logged(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+        key = await server.key("acme")
+        await server.chat(key)
+        await server.chat({"authorization": key["authorization"] + "x"})
+        server.replica.access = Access(server.replica.access._read, bound=-1)
+        await server.replica.access.look()
+        await server.chat(key)
+        assert caplog.text and key["authorization"].rsplit("_", 1)[1] not in caplog.text
+
+
+class TestIsolation:
+    """`benchmarks/isolation.py` does this a thousand times on the real engine."""
+
+    async def test_what_is_anothers_does_not_exist(
+        self, server: Server, publish: Callable[..., Record], registry: Registry
+    ) -> None:
+        record = publish("globex/desk", channel="prod")
+        publish("globex/shared")
+        publish("acme/own")
+        server.tenants.share(AdapterName.parse("globex/shared"), "acme")
+        key = await server.key("acme")
+        bodies = {
+            "/v1/completions": {"prompt": "x"}, CHAT: {"messages": HELLO}, "/v1/messages": {"messages": HELLO},
+            "/v1/responses": {"input": "x"}, "/v1/embeddings": {"input": "x"}, "/tokenize": {"prompt": "x"},
+            "/detokenize": {"tokens": [1]}, "/v1/messages/count_tokens": {"messages": HELLO},
+        }  # fmt: skip
+        selectors = ("", "@1", "@9", "@prod", "@latest", f"@{record.digest}")
+        tries = [(path, f"@{s}"[1:]) for path in bodies for s in selectors]
+        for path, selector in random.Random(0).sample(tries, len(tries)):
+            texts = []
+            for name in ("globex/desk", "globex/none", "nobodyx/desk"):
+                answer = await server.http.post(path, json=bodies[path] | {"model": name + selector}, headers=key)
+                assert answer.status_code == 404, (path, name, selector)
+                texts.append(answer.text.replace(name, "NAME"))
+            assert len(set(texts)) == 1
+        assert not server.seen and not server.replica.residency.places.resident
+        assert (await server.chat(key, "acme/own")).status_code == 200
+        assert (await server.chat(key, "globex/shared@1")).status_code == 200
+
+    async def test_models_are_listed_to_those_who_may_ask_them(
+        self, server: Server, publish: Callable[..., Record]
+    ) -> None:
+        publish("globex/desk")
+        publish("globex/shared")
+        publish("acme/own")
+        server.tenants.share(AdapterName.parse("globex/shared"), "acme")
+        server.tenants.change(Tenant("acme", base=False))
+        listed = (await server.http.get("/v1/models", headers=await server.key("acme"))).json()["data"]
+        assert {m["id"] for m in listed} == {"acme/own", "acme/own@1", "globex/shared", "globex/shared@1"}
+        assert (await server.chat(await server.key("acme"), "base")).status_code == 404
+
+    async def test_no_two_tenants_share_a_prefix_cache(self, server: Server) -> None:
+        for tenant in ("acme", "globex"):
+            await server.chat(await server.key(tenant), cache_salt="same")
+        assert len({body["cache_salt"] for body in server.seen}) == 2
+
+    async def test_stored_responses_are_refused_and_not_there(self, server: Server) -> None:
+        key = await server.key("acme")
+        for body in ({"previous_response_id": "resp_1"}, {"background": True}):
+            answer = await server.http.post("/v1/responses", json={"model": "base", "input": "x"} | body, headers=key)
+            assert answer.status_code == 400
+        for method, path in (("GET", "/v1/responses/resp_1"), ("POST", "/v1/responses/resp_1/cancel")):
+            assert (await server.http.request(method, path, headers=key)).status_code == 404
+
+
+class TestLimits:
+    async def test_requests_a_minute(self, server: Server) -> None:
+        key = await server.limited(requests_per_minute=3)
+        answers = [await server.chat(key) for _ in range(4)]
+        assert [a.status_code for a in answers] == [200, 200, 200, 429]
+        assert [a.headers["x-ratelimit-remaining-requests"] for a in answers] == ["2", "1", "0", "0"]
+        assert {a.headers["x-ratelimit-limit-requests"] for a in answers} == {"3"}
+        refused = answers[-1]
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert refused.json()["error"]["type"] == "RateLimitError"
+        assert (await server.chat(await server.key("globex"))).status_code == 200
+
+    async def test_a_keys_own_limit_is_no_other_keys(self, server: Server) -> None:
+        narrow = await server.key("acme", limits=Limits(requests_per_minute=1))
+        assert [(await server.chat(narrow)).status_code for _ in range(2)] == [200, 429]
+        assert (await server.chat(await server.key("acme"))).status_code == 200
+
+    @pytest.mark.parametrize(("stream", "left"), [(False, 58), (True, 97)])
+    async def test_tokens_are_charged_for_what_they_were(self, server: Server, stream: bool, left: int) -> None:
+        """42 by the engine's own word; a stream that tells none counts its events, and a guess at the prompt."""
+        key = await server.limited(tokens_per_minute=100)
+        assert (await server.chat(key, stream=stream, max_tokens=50)).status_code == 200
+        caller = server.replica.access.caller([(b"authorization", key["authorization"].encode())])
+        headers = dict(await server.replica.quota.headers(caller))
+        assert abs(int(headers[b"x-ratelimit-remaining-tokens"]) - left) <= 12 * stream
+
+    async def test_tokens_run_out_and_what_failed_costs_nothing(self, server: Server) -> None:
+        key = await server.limited(tokens_per_minute=100)
+        server.status = 400
+        assert [(await server.chat(key, max_tokens=5)).status_code for _ in range(9)] == [400] * 9
+        server.status = 200
+        statuses = [(await server.chat(key, max_tokens=5)).status_code for _ in range(4)]
+        assert statuses == [200, 200, 200, 429]
+
+    async def test_what_is_larger_than_a_minute_passes_an_empty_one(self, server: Server) -> None:
+        key = await server.limited(tokens_per_minute=100)
+        assert (await server.chat(key, max_tokens=4000)).status_code == 200
+        assert (await server.chat(key, max_tokens=4000)).status_code == 429
+
+    async def test_requests_at_once_wait_and_the_queue_is_bounded(self, server: Server, engine: Any) -> None:
+        key = await server.limited(concurrency=2, queue=1)
+        server.gate.clear()
+        running = [asyncio.create_task(server.chat(key)) for _ in range(3)]
+        await engine.until(lambda: len(server.seen) == 2 and server.replica.quota._waiting["tenant/acme"] == 1)
+        refused = await server.chat(key)
+        assert refused.status_code == 429 and "wait" in refused.text
+        other = asyncio.create_task(server.chat(await server.key("globex")))
+        await engine.until(lambda: len(server.seen) == 3)
+        server.gate.set()
+        assert {(await task).status_code for task in (*running, other)} == {200}
+        assert not server.replica.quota._gates and not +server.replica.quota._waiting
+
+    async def test_the_length_of_answers(self, server: Server) -> None:
+        key = await server.limited(output=20)
+        assert (await server.chat(key, max_tokens=21)).status_code == 400
+        await server.chat(key, max_tokens=20)
+        await server.chat(key)
+        assert [b.get("max_tokens", b.get("max_completion_tokens")) for b in server.seen] == [20, 20]
+
+    async def test_the_length_of_prompts_with_their_answers(self, server: Server) -> None:
+        key = await server.limited(context=10)
+        words = [{"role": "user", "content": "one two three four five six seven"}]
+        assert (await server.chat(key, messages=words, max_tokens=4)).status_code == 400
+        assert (await server.chat(key, messages=words * 2)).status_code == 400
+        assert (await server.chat(key, messages=words)).status_code == 200
+        assert server.seen[-1]["max_completion_tokens"] == 3
+        for path, body in (("/v1/completions", {"prompt": ["a b"] * 2}), ("/v1/responses", {"input": "a b"})):
+            asked = {"model": "base"} | body
+            assert (await server.http.post(path, json=asked, headers=key)).status_code == 200
+        long = {"model": "base", "prompt": [1] * 11}
+        assert (await server.http.post("/v1/completions", json=long, headers=key)).status_code == 400
+
+    async def test_adapters_loaded_at_once(self, server: Server, publish: Callable[..., Record], engine: Any) -> None:
+        for name in ("acme/a", "acme/b", "globex/c"):
+            publish(name)
+        acme = await server.limited(adapters=1)
+        globex = await server.key("globex")
+        assert (await server.chat(globex, "globex/c")).status_code == 200
+        server.gate.clear()
+        long = asyncio.create_task(server.chat(acme, "acme/a"))
+        await engine.until(lambda: len(server.seen) == 2)
+        refused = await server.chat(acme, "acme/b")
+        assert refused.status_code == 429 and "retry-after" in refused.headers
+        server.gate.set()
+        await long
+        await engine.until(lambda: not server.replica.residency.places.leases("acme/a@1"))
+        assert (await server.chat(acme, "acme/b")).status_code == 200
+        assert set(engine.held) == {"acme/b@1", "globex/c@1"}
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "body",
+        [{"n": 10**9}, {"n": 0}, {"n": -1}, {"n": "2"}, {"n": True}, {"max_tokens": -5}, {"max_tokens": 1.5},
+         {"max_completion_tokens": "many"}, {"best_of": 10**6}],
+    )  # fmt: skip
+    async def test_numbers_that_are_none(self, server: Server, body: dict[str, Any]) -> None:
+        assert (await server.chat(await server.key("acme"), **body)).status_code == 400
+        assert not server.seen
+
+    async def test_a_body_that_says_it_is_too_large_is_not_read(self, server: Server) -> None:
+        key = await server.key("acme")
+        answer = await server.http.post(CHAT, content=b"{}", headers=key | {"content-length": str(100 * 2**20)})
+        assert answer.status_code == 413
+
+    async def test_headers_of_a_megabyte(self, server: Server) -> None:
+        answer = await server.chat(await server.key("acme") | {"x-long": "x" * 2**20})
+        assert answer.status_code == 431
+        assert not server.seen
+
+    async def test_unknown_fields_pass(self, server: Server) -> None:
+        assert (await server.chat(await server.key("acme"), novelty={"a": 1})).status_code == 200
+        assert server.seen[-1]["novelty"] == {"a": 1}
