@@ -48,6 +48,7 @@ COMMANDS = {
     "export": ("export", "export"),
     "verify": ("export", "verify"),
     "merge": ("merge", "merge"),
+    "extract": ("extract", "extract"),
     "registry": ("registry", "app"),
     "doctor": ("doctor", "doctor"),
 }

@@ -31,7 +31,7 @@ class Product:
 
 def product(delta: Delta, weights: Path) -> Product:
     """Read a delta's two factors from the adapter's weight file."""
-    a, b = _read(delta.factor.a, weights), _read(delta.factor.b, weights)
+    a, b = read_float32(delta.factor.a, weights), read_float32(delta.factor.b, weights)
     left, right = (a.T.contiguous(), b.T.contiguous()) if delta.transposed else (b, a)
     return Product(left, right, delta.factor.scale)
 
@@ -95,7 +95,7 @@ def one_thread_a_block() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def _read(tensor: Tensor, file: Path) -> Any:
+def read_float32(tensor: Tensor, file: Path) -> Any:
     """One tensor of a safetensors file, as float32."""
     import torch
 

@@ -11,21 +11,18 @@ and alpha patterns end here. Adding the As and the Bs apart ("linear") is no sum
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from adapterhub import peftdir
-from adapterhub.errors import AdapterError, AlreadyExists, StorageError, Unsupported, UsageError
-from adapterhub.export.arithmetic import _read as read_tensor
+from adapterhub.errors import AdapterError, Unsupported, UsageError
+from adapterhub.export.arithmetic import read_float32
+from adapterhub.export.plainlora import refuse_taken, write_run
 from adapterhub.export.pruning import SPARSE, Sparse, add_sparse
-from adapterhub.peftdir import CONFIG, WEIGHTS, Factor, PeftDir
-from adapterhub.runrecord import ADAPTER, FILE, RunRecord
+from adapterhub.peftdir import WEIGHTS, Factor, PeftDir
+from adapterhub.runrecord import RunRecord
 
 Method = Literal["cat", "svd", "ties", "dare_ties", "dare_linear", "magnitude_prune"]
 
@@ -98,30 +95,19 @@ def combine(parts: Sequence[Part], to: Path, *, recipe: Recipe, record: RunRecor
         UsageError: fewer than two parts, or a rank or density that the method does not have.
         AlreadyExists: ``to`` exists. StorageError: it cannot be written.
     """
-    from safetensors.torch import save_file
-
     _check(parts, recipe)
-    if to.exists() or to.is_symlink():
-        raise AlreadyExists(f"{to} exists", hint="name a new folder with --to")
+    refuse_taken(to)
     adapters = [(_read(part), part.weight) for part in parts]
-    tensors, ranks, errors = _modules(adapters, recipe)
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
-        try:
-            folder = hidden / ADAPTER
-            folder.mkdir()
-            save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-            config = _config(adapters[0][0], ranks)
-            (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-            record.write(hidden / FILE)
-            hidden.chmod(0o777 & ~_umask())
-            hidden.rename(to)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(f"{to} cannot be written", why=error.strerror or str(error)) from error
-    return Combined(to, ranks, errors)
+    factors, errors = _modules(adapters, recipe)
+    first = adapters[0][0].config
+    write_run(
+        to,
+        factors,
+        record=record,
+        task_type=first.get("task_type"),
+        base_name=first.get("base_model_name_or_path"),
+    )
+    return Combined(to, {module: a.shape[0] for module, (a, _) in factors.items()}, errors)
 
 
 def _check(parts: Sequence[Part], recipe: Recipe) -> None:
@@ -156,10 +142,10 @@ def _read(part: Part) -> PeftDir:
 
 def _modules(
     adapters: Sequence[tuple[PeftDir, float]], recipe: Recipe
-) -> tuple[dict[str, Any], dict[str, int], dict[str, float]]:
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, float]]:
     found: dict[str, list[tuple[PeftDir, Factor, float]]] = {}
-    tensors: dict[str, Any] = {}
-    ranks, errors = {}, {}
+    factors: dict[str, tuple[Any, Any]] = {}
+    errors = {}
     for adapter, weight in adapters:
         for factor in adapter.factors:
             found.setdefault(factor.module, []).append((adapter, factor, weight))
@@ -167,16 +153,14 @@ def _modules(
         if len({(f.a.shape[1], f.b.shape[0]) for _, f, _ in parts}) > 1:
             raise AdapterError(f"{module} has another shape in each adapter", why="they are for different bases")
         a, b, errors[module] = _add(module, parts, recipe)
-        ranks[module] = a.shape[0]
-        tensors[f"base_model.model.{module}.lora_A.weight"] = a.float().contiguous()
-        tensors[f"base_model.model.{module}.lora_B.weight"] = b.float().contiguous()
-    return tensors, ranks, errors
+        factors[module] = (a.float(), b.float())
+    return factors, errors
 
 
 def _add(module: str, parts: Sequence[tuple[PeftDir, Factor, float]], recipe: Recipe) -> tuple[Any, Any, float]:
     """A and B of one module of the result, and the relative error."""
     read = [
-        (read_tensor(f.a, adapter.path / WEIGHTS), read_tensor(f.b, adapter.path / WEIGHTS), f.scale, weight)
+        (read_float32(f.a, adapter.path / WEIGHTS), read_float32(f.b, adapter.path / WEIGHTS), f.scale, weight)
         for adapter, f, weight in parts
     ]
     if recipe.density is not None and recipe.rank is not None:
@@ -187,27 +171,3 @@ def _add(module: str, parts: Sequence[tuple[PeftDir, Factor, float]], recipe: Re
         return nearest(whole, recipe.rank)
     a, b = stack([(a, b, scale * weight) for a, b, scale, weight in read])
     return (a, b, 0.0) if recipe.rank is None else shrink(a, b, recipe.rank)
-
-
-def _config(first: PeftDir, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """Plain LoRA of scale 1 everywhere, also for a reader that knows no patterns."""
-    largest = max(ranks.values())
-    other = {module.replace(".", r"\."): rank for module, rank in ranks.items() if rank != largest}
-    return {
-        "peft_type": "LORA",
-        "task_type": first.config.get("task_type"),
-        "base_model_name_or_path": first.config.get("base_model_name_or_path"),
-        "inference_mode": True,
-        "bias": "none",
-        "r": largest,
-        "lora_alpha": largest,
-        "rank_pattern": other,
-        "alpha_pattern": other,
-        "target_modules": sorted(ranks),
-    }
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
