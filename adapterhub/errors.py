@@ -18,6 +18,7 @@
     │   └── Unsupported            whole, but cannot be used so      422
     ├── BaseMismatch               trained on another base           422
     ├── Untrusted                  not signed by a required key      422
+    ├── RequirementUnmet       falls short of --require          422   exit 1
     ├── MissingDependency          an extra or a program is absent   500
     ├── StorageError               disk full, not writable, away     503
     │   └── UnsafeStore            cannot keep our promises          503
@@ -149,6 +150,13 @@ class BaseMismatch(AdapterHubError):
 class Untrusted(AdapterHubError):
     """No good signature by a key that is required: nothing of the version is used."""
 
+    status = 422
+
+
+class RequirementUnmet(AdapterHubError):
+    """An adapter falls short of what `ah publish --require` asks for. Nothing was published."""
+
+    exit_code = 1
     status = 422
 
 

@@ -49,12 +49,17 @@ def show(
     version = find_version(registry, parsed)
     moves = registry.channels(parsed.name)
     pointing = [channel for channel, move in moves.items() if version.record.version in _pointed(move)]
+    evaluations = registry.evaluations(parsed.name, version.record.version)
     if as_json:
         status = {"status": version.status, "status_why": version.why, "channels": pointing}
-        print_json({"ref": str(version.record.ref), **status, **version.record.to_json()})
+        measured = {"evaluations": [to_plain(evaluation) for evaluation in evaluations]}
+        print_json({"ref": str(version.record.ref), **status, **version.record.to_json(), **measured})
         return
     for key, value in _facts(version, pointing).items():
         typer.echo(f"{key:<11}{value}".rstrip())
+    for evaluation in evaluations:
+        metrics = ", ".join(f"{name} {value:g}" for name, value in evaluation.metrics.items())
+        typer.echo(f"evaluated  {evaluation.suite}: {metrics}  ({evaluation.when} by {evaluation.who})")
 
 
 def _tenants(registry: Registry) -> list[dict[str, Any]]:

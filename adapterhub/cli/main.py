@@ -22,6 +22,7 @@ from adapterhub.errors import AdapterHubError
 COMMANDS = {
     "train": ("train", "train"),
     "plan": ("plan", "plan"),
+    "eval": ("evaluate", "evaluate"),
     "publish": ("publish", "publish"),
     "serve": ("serve", "serve"),
     "ask": ("ask", "ask"),

@@ -51,6 +51,22 @@ def publish(
     allow_zero: Annotated[
         bool, typer.Option("--allow-zero", help="Publish even an adapter that changes nothing.")
     ] = False,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            metavar="COMPARISON",
+            help='Publish only if it holds on the evaluation data: "eval_loss < base"; may be repeated.',
+        ),
+    ] = None,
+    eval_data: Annotated[
+        list[Path] | None,
+        typer.Option("--eval-data", metavar="JSONL", help="Rows for --require; default: the run's evaluation rows."),
+    ] = None,
+    score: Annotated[
+        list[str] | None,
+        typer.Option("--score", metavar="SCORER", help="A metric for --require besides the loss: see ah eval."),
+    ] = None,
     sign_with: SignOption = None,
     registry_url: RegistryOption = None,
     as_json: JsonOption = False,
@@ -80,6 +96,15 @@ def publish(
         )
     if channel is not None:
         check_channel(channel)
+    gate = None
+    if require:
+        from adapterhub.cli.gate import passed
+
+        gate = passed(
+            folder, require, registry=registry, base=base or settings.base, data=eval_data or [], score=score or []
+        )
+    elif eval_data or score:
+        raise UsageError("--eval-data and --score are for --require", hint='--require "eval_loss < base"')
     password = key_password()
     if sign_with is not None:
         signature_of(adapter.manifest, key=sign_with, password=password)  # a key that cannot sign publishes nothing
@@ -87,6 +112,8 @@ def publish(
         say(f"note: {note}")
     with bytes_shown("publishing", quiet=as_json) as progress:
         record = registry.publish(adapter, name=chosen, author=settings.author, labels=labels, progress=progress)
+    if gate is not None:
+        gate.keep(registry, record, who=settings.author)
     if sign_with is not None:
         signature = sign(registry, record, key=sign_with, password=password)
         say(f"signed with the key {signature.key[:12]}…")

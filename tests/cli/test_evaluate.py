@@ -1,0 +1,94 @@
+"""`ah eval` and `ah publish --require`: the base, adapters and versions on the same rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+Ah = Callable[..., Any]
+
+
+def row(question: str, answer: str) -> str:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": messages}) + "\n"
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "eval.jsonl"
+    path.write_text("".join(row(f"Say {i}.", "Ahoy!") for i in range(4)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, rows: Path) -> Path:
+    """A training that learns to say Ahoy."""
+    from adapterhub.trainers import YamlFile, prepare, read_config, train
+
+    folder = tmp_path_factory.mktemp("runs") / "ahoy"
+    keys = {
+        "base_model": str(tiny_base),
+        "datasets": [{"path": str(rows)}],
+        "test_datasets": [{"path": str(rows)}],
+        "lora_r": 8,
+        "micro_batch_size": 4,
+        "max_steps": 40,
+        "learning_rate": 0.02,
+        "save_strategy": "no",
+        "output_dir": str(folder),
+    }
+    reading = read_config(YamlFile(source="test", values=keys))
+    train(reading, prepare(reading.config))
+    return folder
+
+
+def test_an_adapter_is_scored_beside_its_base(ah: Ah, run: Path, rows: Path, tiny_base: Path) -> None:
+    done = ah("eval", run, "--data", rows, "--score", "exact_match", "--max-tokens", 8, "--json")
+    assert done.code == 0
+    base, ours = done.json["scores"]["base"], done.json["scores"][str(run)]
+    assert (ours["exact_match"], ours["ended"], base["exact_match"]) == (1, 1, 0)
+    assert ours["eval_loss"] < base["eval_loss"]
+    recorded = json.loads((run / "run.json").read_text())["lineage"]["metrics"]["eval_loss"]
+    assert ours["eval_loss"] == pytest.approx(recorded, rel=1e-3)
+
+
+def test_a_requirement_that_holds_publishes_and_is_kept(ah: Ah, run: Path, rows: Path, tiny_base: Path) -> None:
+    done = ah("publish", run, "--name", "acme/ahoy", "--require", "eval_loss < base * 0.9")
+    assert done.code == 0
+    assert "required: eval_loss < base * 0.9: holds" in done.err
+    shown = ah("show", "acme/ahoy", "--json").json["evaluations"]
+    assert [entry["suite"] for entry in shown] == ["publish"]
+    assert shown[0]["metrics"]["eval_loss"] < shown[0]["details"]["others"]["base"]["eval_loss"]
+
+    again = ah("eval", "acme/ahoy@1", "--base", tiny_base, "--data", rows, "--suite", "ahoy")
+    assert again.code == 0
+    assert [line.split()[0] for line in again.out.splitlines()[1:]] == ["base", "acme/ahoy@1"]
+    assert [entry["suite"] for entry in ah("show", "acme/ahoy", "--json").json["evaluations"]] == ["ahoy", "publish"]
+
+    refused = ah("publish", run, "--name", "acme/ahoy", "--require", "eval_loss < acme/ahoy@1")
+    assert (refused.code, "does not reach what is required" in refused.err) == (1, True)
+    assert [entry["version"] for entry in ah("ls", "acme/ahoy", "--json").json] == [1]
+
+
+def test_bad_input_is_said_before_anything_is_loaded(
+    ah: Ah, run: Path, rows: Path, tiny_base: Path, adapter_factory: Any, tmp_path: Path
+) -> None:
+    asked = ("--base", tiny_base, "--data", rows)
+    for words, what in (
+        (("eval", run, *asked, "--score", "bleu"), "there is no scorer 'bleu'"),
+        (("eval", tmp_path / "none", *asked), "is neither a folder nor a version"),
+        (("eval", "acme/none@1", *asked), "there is no tenant 'acme'"),
+        (("eval", run, "--base", tiny_base, "--data", "none.jsonl"), "none.jsonl was not found"),
+        (("eval", adapter_factory("bare"), "--data", rows), "needs the base"),
+        (("publish", run, "--name", "a/b", "--require", "nonsense"), "cannot be read"),
+        (("publish", run, "--name", "a/b", "--eval-data", rows), "are for --require"),
+        (("publish", adapter_factory(), "--name", "a/b", "--require", "eval_loss < base"), "has no rows to evaluate"),
+    ):
+        done = ah(*words)
+        assert (done.code, what in done.err) == (2, True), (words, done.err)
