@@ -73,6 +73,7 @@ class ChannelMove:
     when: str  # ISO 8601, UTC
     op: str  # id of the operation: a mover whose reply was lost knows its own move by it
     undoes: int | None = None  # a rollback: seq of the deployment that it went back from
+    gates: Mapping[str, float] = field(default_factory=dict)  # when servers may roll it back (`rollouts.Gates`)
 
     @property
     def main(self) -> Target:
@@ -227,8 +228,9 @@ class Registry(Protocol):
         why: str = "",
         expected: int | None = None,
         force: bool = False,
+        gates: Mapping[str, float] | None = None,
     ) -> ChannelMove:
-        """Point a channel at version → weight (percent, summing to 100).
+        """Point a channel at version → weight (percent, summing to 100). ``gates`` are kept with the move.
 
         ``expected`` is the ``seq`` that the caller read (0: no move yet); when left out, it is read here. Raises
         Conflict when somebody moved it meanwhile (``force`` then moves it again), NotFound for a version that is not
@@ -236,12 +238,19 @@ class Registry(Protocol):
         """
 
     def rollback(
-        self, name: AdapterName, channel: str, *, to: int | None = None, who: str, why: str = ""
+        self,
+        name: AdapterName,
+        channel: str,
+        *,
+        to: int | None = None,
+        who: str,
+        why: str = "",
+        expected: int | None = None,
     ) -> ChannelMove:
         """Point a channel back at the deployment before the current one, or at version ``to``.
 
         Steps over earlier rollbacks and over yanked versions, so two rollbacks in a row go back two deployments.
-        Raises NotFound when nothing is left to go back to.
+        ``expected`` is as for `set_channel`. Raises NotFound when nothing is left to go back to, Conflict.
         """
 
     def channel_log(self, name: AdapterName, channel: str) -> list[ChannelMove]:

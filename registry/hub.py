@@ -185,6 +185,7 @@ class HubRegistry:
         why: str = "",
         expected: int | None = None,
         force: bool = False,
+        gates: Mapping[str, float] | None = None,
     ) -> ChannelMove:
         check_channel(channel)
         check_weights(targets)
@@ -199,17 +200,24 @@ class HubRegistry:
             if seq != known and not force:
                 raise rules.moved(name, channel, current)
             chosen = tuple(self._target(name, v, weight, now_) for v, weight in sorted(targets.items()))
-            move = ChannelMove(channel, seq + 1, chosen, "set", why, who, now(), op=op)
+            move = ChannelMove(channel, seq + 1, chosen, "set", why, who, now(), op=op, gates=dict(gates or {}))
             return now_.log.with_move(move), move
 
         return self._change(name, op, step, state)
 
     def rollback(
-        self, name: AdapterName, channel: str, *, to: int | None = None, who: str, why: str = ""
+        self,
+        name: AdapterName,
+        channel: str,
+        *,
+        to: int | None = None,
+        who: str,
+        why: str = "",
+        expected: int | None = None,
     ) -> ChannelMove:
         check_channel(channel)
         state = self._state(name)
-        known = moves_of(name, channel, state.log)[0].seq
+        known = expected if expected is not None else moves_of(name, channel, state.log)[0].seq
         op = uuid.uuid4().hex
 
         def step(now_: State) -> tuple[Log, ChannelMove]:

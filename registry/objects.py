@@ -182,6 +182,7 @@ class ObjectRegistry:
         why: str = "",
         expected: int | None = None,
         force: bool = False,
+        gates: Mapping[str, float] | None = None,
     ) -> ChannelMove:
         check_channel(channel)
         check_weights(targets)
@@ -192,16 +193,27 @@ class ObjectRegistry:
             seq = current.seq if current else 0
             if expected is not None and expected != seq and not force:
                 raise self._moved(name, channel)
-            move = ChannelMove(channel, seq + 1, chosen, "set", why, who, now(), op=uuid.uuid4().hex)
+            move = ChannelMove(
+                channel, seq + 1, chosen, "set", why, who, now(), op=uuid.uuid4().hex, gates=dict(gates or {})
+            )
             if self._append(name, move):
                 return move
             if not force:
                 raise self._moved(name, channel)
 
     def rollback(
-        self, name: AdapterName, channel: str, *, to: int | None = None, who: str, why: str = ""
+        self,
+        name: AdapterName,
+        channel: str,
+        *,
+        to: int | None = None,
+        who: str,
+        why: str = "",
+        expected: int | None = None,
     ) -> ChannelMove:
         log = self.channel_log(name, channel)
+        if expected not in (None, log[0].seq):
+            raise rules.moved(name, channel, log[0])
         targets: tuple[Target, ...]
         if to is not None:
             targets = (self._target(name, to, 100),)

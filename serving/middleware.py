@@ -16,7 +16,17 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, StorageError, TooLarge
+from adapterhub.errors import (
+    AdapterError,
+    AdapterHubError,
+    BaseMismatch,
+    EngineError,
+    Gone,
+    IntegrityError,
+    NotFound,
+    StorageError,
+    TooLarge,
+)
 from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Version
 from adapterhub.serving import lengths, tenancy
@@ -24,10 +34,13 @@ from adapterhub.serving.admission import Turn, counting, prompt_tokens, sequence
 from adapterhub.serving.answers import error_answer, error_headers
 from adapterhub.serving.arguments import BASE_NAME
 from adapterhub.serving.callers import CALLER, SINGLE_USER, Caller
+from adapterhub.serving.canary import caller_of, pick
 from adapterhub.serving.counting import Account, count_prompt
+from adapterhub.serving.deployment import Deployment
 from adapterhub.serving.fairness import Ask
 from adapterhub.serving.quota import Quota
 from adapterhub.serving.replica import Replica
+from adapterhub.serving.trials import Sample
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -52,6 +65,7 @@ class Admitted:
     headers: Headers = field(default_factory=list)
     turn: Turn | None = None  # where it needs the engine's sequences
     account: Account | None = None  # where its tokens are limited
+    sample: Sample | None = None  # where its version is on trial
 
 
 class TenancyMiddleware:
@@ -88,6 +102,9 @@ class TenancyMiddleware:
                 send = counting(send, admitted.turn)
             if admitted.account is not None:
                 send = admitted.account.counting(send)
+            if admitted.sample is not None:
+                until_the_last_byte.enter_context(admitted.sample)
+                send = admitted.sample.watching(send)
             await self._app(admitted.scope, admitted.receive, _with_headers(send, admitted.headers))
 
     async def _admit(
@@ -110,12 +127,14 @@ class TenancyMiddleware:
         body = await self._within_lengths(scope, route, caller, body)
         account = await _reserve(replica.quota, caller, route, body, until_the_last_byte)
         model, template, added = BASE_NAME, None, [(b"x-adapterhub-version", BASE_NAME.encode())]
-        turn = None
+        turn, sample = None, None
         if ref is not None:
-            version = await _current(replica, ref)
+            deployment = await _deployment(replica, ref)
+            version = pick(deployment.shares, ref=ref, caller=caller_of(body, key=caller.key, tenant=caller.tenant))
+            sample = replica.trials.sample(ref, deployment, version) if route.fills_cache else None
             model = str(version.record.ref)
             # before the turn: a load holds no sequence
-            await replica.ensure(version.record)
+            await _ensure(replica, version, sample)
         if route.fills_cache:
             ask = _ask(replica, caller, ref, body, model)
             turn, receive = await _take_turn(replica, caller, ask, until_the_last_byte, receive)
@@ -127,7 +146,7 @@ class TenancyMiddleware:
         sent = tenancy.rewrite(body, route=route, caller=caller, model=model, chat_template=template)
         raw = json.dumps(sent).encode()
         clean.append((b"content-length", str(len(raw)).encode()))
-        return Admitted({**scope, "headers": clean}, _replay(raw, receive), added, turn, account)
+        return Admitted({**scope, "headers": clean}, _replay(raw, receive), added, turn, account, sample)
 
     async def _within_lengths(
         self, scope: Scope, route: tenancy.Route, caller: Caller, body: dict[str, Any]
@@ -164,6 +183,16 @@ async def _reserve(
 
     until_the_last_byte.push_async_callback(settle)
     return account
+
+
+async def _ensure(replica: Replica, version: Version, sample: Sample | None) -> None:
+    """Loaded, or an error that counts against a version on trial where it is the version's own."""
+    try:
+        await replica.ensure(version.record)
+    except (AdapterError, BaseMismatch, IntegrityError):
+        if sample is not None:
+            sample.fail()
+        raise
 
 
 def _ask(replica: Replica, caller: Caller, ref: AdapterRef | None, body: dict[str, Any], model: str) -> Ask:
@@ -238,10 +267,10 @@ def _replica(scope: Scope, route: tenancy.Route) -> Replica:
     return replica
 
 
-async def _current(replica: Replica, ref: AdapterRef) -> Version:
-    """The version, with the registry's own words kept from the client: they name its address."""
+async def _deployment(replica: Replica, ref: AdapterRef) -> Deployment:
+    """What is asked for, with the registry's own words kept from the client: they name its address."""
     try:
-        return await replica.rollout.current(ref)
+        return await replica.rollout.deployment(ref)
     except NotFound as error:
         raise tenancy.not_found(ref) from error
     except Gone:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,6 +29,7 @@ from adapterhub.serving.models import card, list_models
 from adapterhub.serving.quota import Quota
 from adapterhub.serving.residency import Engine, Residency
 from adapterhub.serving.rollout import Rollout
+from adapterhub.serving.trials import Trials
 from adapterhub.serving.versions import Versions
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Replica:
         self.quota = Quota(config.redis)
         self.admission = Admission(window or Window(slots=config.max_loras))
         self.rollout = Rollout(registry, warm=self.residency.ensure, blocking=self.blocking)
+        self.trials = Trials(registry, blocking=self.blocking, moved=self.rollout.look, clock=time.monotonic)
         self.not_ready = "it is starting"  # empty: ready
         self._watchers: list[asyncio.Task[None]] = []
 
@@ -109,7 +112,7 @@ class Replica:
         except AdapterHubError as error:
             log.warning("the registry cannot be listed, only what is in use is shown: %s", error)
             in_use = [p for p in self.rollout.pointers if p.refusal is None and caller.may_use(p.ref.name)]
-            return [card(str(p.ref), p.ready.record) for p in in_use]
+            return [card(str(p.ref), p.ready.main.record) for p in in_use]
 
     def state(self) -> dict[str, Any]:
         """What ``GET /adapterhub/state`` says."""
@@ -125,9 +128,11 @@ class Replica:
             "references": [
                 {
                     "reference": str(p.ref),
-                    "ready": str(p.ready.record.ref),
-                    "digest": p.ready.record.digest,
-                    "wanted": str(p.wanted.record.ref),
+                    "ready": str(p.ready.main.record.ref),
+                    "digest": p.ready.main.record.digest,
+                    "wanted": str(p.wanted.main.record.ref),
+                    "shares": {str(version.record.version): weight for version, weight in p.ready.shares},
+                    "trial": self.trials.counts(p.ref, p.ready) or None,
                     "refused": str(p.refusal) if p.refusal else None,
                     "problem": p.problem or None,
                 }

@@ -5,7 +5,7 @@ loaded first, and only then does the name flip: requests under way finish on the
 the new, and none waits for a load.
 
     asked for the first time  ──►  whatever the registry says; its first request loads it
-    channel moved             ──►  warm the new version, then flip
+    channel moved             ──►  warm the new version, then flip; of a channel that several share, all of them
     version yanked            ──►  refused at once (410); a channel that was moved off it flips at once
     registry away             ──►  what is known goes on being served
 
@@ -25,6 +25,8 @@ from adapterhub.errors import AdapterHubError, Gone, IntegrityError, NotFound
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Registry, Version
+from adapterhub.serving.canary import pick
+from adapterhub.serving.deployment import Deployment, read_deployment
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +38,15 @@ class Pointer:
     """One reference as this replica knows it."""
 
     ref: AdapterRef
-    ready: Version  # what requests get
-    wanted: Version  # what the registry says
+    ready: Deployment  # what requests get
+    wanted: Deployment  # what the registry says
     refusal: AdapterHubError | None = None  # the registry refuses the reference now
     problem: str = ""  # why `wanted` is not ready
     move: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property
     def is_settled(self) -> bool:
-        return self.ready.record.ref == self.wanted.record.ref
+        return self.ready.is_as(self.wanted)
 
 
 class Rollout:
@@ -56,7 +58,7 @@ class Rollout:
         self._warm = warm
         self._blocking = blocking
         self._pointers: dict[AdapterRef, Pointer] = {}
-        self._learning: dict[AdapterRef, asyncio.Task[Version]] = {}
+        self._learning: dict[AdapterRef, asyncio.Task[Deployment]] = {}
         self._cursors: dict[str, str] = {}  # by tenant
         self._one_look = asyncio.Lock()
         self._away = False
@@ -65,8 +67,12 @@ class Rollout:
     def pointers(self) -> tuple[Pointer, ...]:
         return tuple(self._pointers.values())
 
-    async def current(self, ref: AdapterRef) -> Version:
-        """What ``ref`` means here and now. Raises NotFound, Gone, StorageError."""
+    async def current(self, ref: AdapterRef, caller: str = "") -> Version:
+        """What ``ref`` means to ``caller`` here and now. Raises NotFound, Gone, StorageError."""
+        return pick((await self.deployment(ref)).shares, ref=ref, caller=caller)
+
+    async def deployment(self, ref: AdapterRef) -> Deployment:
+        """What ``ref`` means here and now, to all callers together. Raises NotFound, Gone, StorageError."""
         pointer = self._pointers.get(ref)
         if pointer is None:
             return await self._learn(ref)
@@ -114,7 +120,7 @@ class Rollout:
 
     # ── learning and moving ──────────────────────────────────────────────────────────────────────────────────
 
-    async def _learn(self, ref: AdapterRef) -> Version:
+    async def _learn(self, ref: AdapterRef) -> Deployment:
         """The first request for a reference; others that come meanwhile share the answer."""
         task = self._learning.get(ref)
         if task is None:
@@ -122,24 +128,24 @@ class Rollout:
             task.add_done_callback(lambda t: self._learned(ref, t))
         return await asyncio.shield(task)
 
-    def _learned(self, ref: AdapterRef, task: asyncio.Task[Version]) -> None:
+    def _learned(self, ref: AdapterRef, task: asyncio.Task[Deployment]) -> None:
         del self._learning[ref]
         if not task.cancelled():
             task.exception()  # seen: with every waiter gone nobody else would look
 
-    async def _resolve_first(self, ref: AdapterRef) -> Version:
+    async def _resolve_first(self, ref: AdapterRef) -> Deployment:
         tenant = ref.name.tenant
         # the cursor before the look: a change in between is seen twice rather than never
         cursor = self._cursors.get(tenant) or (await self._blocking(self._registry.changes, tenant)).cursor
-        version: Version = await self._blocking(self._registry.resolve, ref)
+        found: Deployment = await self._blocking(read_deployment, self._registry, ref)
         self._cursors.setdefault(tenant, cursor)
-        self._pointers[ref] = Pointer(ref, ready=version, wanted=version)
-        return version
+        self._pointers[ref] = Pointer(ref, ready=found, wanted=found)
+        return found
 
     async def _refresh(self, pointers: Iterable[Pointer]) -> None:
         for pointer in list(pointers):
             try:
-                found: Version = await self._blocking(self._registry.resolve, pointer.ref)
+                found: Deployment = await self._blocking(read_deployment, self._registry, pointer.ref)
             except Gone as error:
                 pointer.refusal = error
                 continue
@@ -147,24 +153,25 @@ class Rollout:
                 # A record is never deleted: the registry has lost it, or is another one now (an unmounted folder).
                 log.error("%s goes on as it was, the registry cannot tell of it: %s", pointer.ref, error)
                 continue
-            if _contradicts(found, pointer.ready):
+            if found.contradicts(pointer.ready):
                 log.error("%s goes on as it was: the registry was replaced, start the server again", pointer.ref)
                 continue
             pointer.refusal, pointer.wanted = None, found
             if pointer.is_settled:
-                pointer.ready, pointer.problem = found, ""  # the same version, its status perhaps not
+                pointer.ready, pointer.problem = found, ""  # the same versions, their status perhaps not
             elif not await self._still_good(pointer.ready):
                 self._flip(pointer)
             elif pointer.move is None:
                 pointer.move = asyncio.create_task(self._bring(pointer), name=f"move {pointer.ref}")
 
-    async def _still_good(self, version: Version) -> bool:
-        try:
-            await self._blocking(self._registry.resolve, version.record.ref)
-        except Gone:
-            return False
-        except (NotFound, IntegrityError):  # lost, not withdrawn
-            return True
+    async def _still_good(self, deployment: Deployment) -> bool:
+        for version in deployment.versions:
+            try:
+                await self._blocking(self._registry.resolve, version.record.ref)
+            except Gone:
+                return False
+            except (NotFound, IntegrityError):  # lost, not withdrawn
+                continue
         return True
 
     async def _bring(self, pointer: Pointer) -> None:
@@ -172,22 +179,17 @@ class Rollout:
         try:
             while not pointer.is_settled:
                 target = pointer.wanted
-                await self._warm(target.record)
-                if not pointer.is_settled and pointer.wanted.record.ref == target.record.ref:
+                for version in target.versions:
+                    coming = version.record.ref
+                    await self._warm(version.record)
+                if not pointer.is_settled and pointer.wanted.is_as(target):
                     self._flip(pointer)
         except AdapterHubError as error:
             pointer.problem = str(error)
-            log.error(
-                "%s stays on %s: %s is not ready: %s", pointer.ref, pointer.ready.record.ref, target.record.ref, error
-            )
+            log.error("%s stays on %s: %s is not ready: %s", pointer.ref, pointer.ready, coming, error)
         finally:
             pointer.move = None
 
     def _flip(self, pointer: Pointer) -> None:
-        log.info("%s moves from %s to %s", pointer.ref, pointer.ready.record.ref, pointer.wanted.record.ref)
+        log.info("%s moves from %s to %s", pointer.ref, pointer.ready, pointer.wanted)
         pointer.ready, pointer.problem = pointer.wanted, ""
-
-
-def _contradicts(found: Version, known: Version) -> bool:
-    """Whether the same version has other bytes now. No registry does that; a new one in its place may."""
-    return found.record.ref == known.record.ref and found.record.digest != known.record.digest

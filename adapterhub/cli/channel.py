@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from adapterhub.cli.output import JsonOption, RegistryOption, print_json, print_table
+from adapterhub.cli.rollout import targets_text
 from adapterhub.manifest import to_plain
 from adapterhub.refs import AdapterName
 from adapterhub.registry import ChannelMove, Registry, open_registry
@@ -52,7 +53,7 @@ def log(
         print_json([to_plain(move) for move in moves])
         return
     head = ["SEQ", "VERSION", "MOVE", "WHEN", "WHO", "WHY"]
-    print_table(head, [[str(m.seq), _targets(m), _kind(m), m.when, m.who, m.why] for m in moves])
+    print_table(head, [[str(m.seq), targets_text(m), _kind(m), m.when, m.who, m.why] for m in moves])
 
 
 @app.command("rollback")
@@ -84,13 +85,7 @@ def _print_move(name: AdapterName, move: ChannelMove, *, as_json: bool) -> None:
         data: dict[str, Any] = {"adapter": str(name), **to_plain(move)}
         print_json(data)
     else:
-        typer.echo(f"{name}@{move.channel} → {_targets(move)}")
-
-
-def _targets(move: ChannelMove) -> str:
-    if len(move.targets) == 1:
-        return str(move.targets[0].version)
-    return " ".join(f"{target.version}:{target.weight}%" for target in move.targets)
+        typer.echo(f"{name}@{move.channel} → {targets_text(move)}")
 
 
 def _kind(move: ChannelMove) -> str:

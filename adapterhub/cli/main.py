@@ -35,6 +35,7 @@ COMMANDS = {
     "tree": ("story", "tree"),
     "diff": ("diff", "diff"),
     "channel": ("channel", "app"),
+    "rollout": ("rollout", "app"),
     "yank": ("status", "yank"),
     "deprecate": ("status", "deprecate"),
     "delete": ("status", "delete"),

@@ -292,6 +292,52 @@ def test_a_rollback_with_nothing_before_it(published: Ah) -> None:
     refused(published("channel", "rollback", "acme/support", "prod"), "nothing to go back to", "ah channel rollback")
 
 
+# ── rollouts ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_rollout_from_start_to_promotion(published: Ah) -> None:
+    where = ("acme/support", "prod")
+    started = published("rollout", "start", *where, 3, "--weight", 5, "--max-error-rate", 0.2, "--why", "news").out
+    assert "acme/support@prod → 2:95% 3:5%  rollout of 3 running" in started
+    assert "over 20 % errors" in started
+    assert "2:95% 3:5%" in published("channel", "log", *where).out
+    assert published("rollout", "pause", *where, "--json").json["phase"] == "paused"
+    status = published("rollout", "status", *where, "--json").json
+    assert (status["phase"], status["candidate"]["version"], status["stable"]["version"]) == ("paused", 3, 2)
+    published("rollout", "start", *where, 3, "--weight", 50)
+    assert "promoted" in published("rollout", "promote", *where).out
+    assert "promoted" in published("rollout", "status", *where, "--watch").out, "it ends when none is running"
+    phases = [move["phase"] for move in published("rollout", "history", *where, "--json").json]
+    assert phases == ["promoted", "running", "paused", "running", "none", "none"]
+    assert "news" in published("rollout", "history", *where).out
+
+
+def test_a_rollout_that_is_aborted(published: Ah) -> None:
+    published("rollout", "start", "acme/support", "prod", "latest")
+    assert "acme/support@prod → 2  rollout of 3 aborted" in published("rollout", "abort", "acme/support", "prod").out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("start", "acme/support", "prod", "9"), "no version 9"),
+        (("start", "acme/support", "beta", "3"), "no channel 'beta'"),
+        (("start", "acme/support", "prod", "2"), "points at version 2 already"),
+        (("start", "acme/support", "prod", "3", "--weight", "100"), "ah rollout promote acme/support prod"),
+        (("start", "acme/support", "prod", "3", "--weight", "0"), "from 1 to 99"),
+        (("start", "acme/support", "prod", "3", "--max-error-rate", "5"), "a share from 0 to 1"),
+        (("promote", "acme/support", "prod"), "no rollout"),
+        (("pause", "acme/support", "prod"), "no rollout"),
+        (("abort", "acme/support", "prod"), "no rollout"),
+        (("status", "acme/support", "latest"), "computed"),
+        (("history", "acme/nothing", "prod"), "no adapter"),
+    ],
+)
+def test_rollouts_that_cannot_be(published: Ah, words: tuple[str, ...], said: str) -> None:
+    refused(published("rollout", *words), said)
+    assert len(published("channel", "log", "acme/support", "prod", "--json").json) == 2
+
+
 # ── yank, deprecate, delete ──────────────────────────────────────────────────────────────────────────────────────
 
 

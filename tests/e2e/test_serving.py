@@ -198,6 +198,27 @@ class TestHotSwap:
         )
 
 
+class TestShares:
+    def test_half_of_the_callers_get_the_candidate_and_each_keeps_its_version(self, served: Any) -> None:
+        for seed in (36, 37):
+            served.publish("acme/half", seed=seed)
+        alone = {f"acme/half@{n}": served.text(f"acme/half@{n}", tokens=4) for n in (1, 2)}
+        served.registry.set_channel(AdapterName.parse("acme/half"), "prod", {1: 50, 2: 50}, who="tests")
+        users = [f"user-{n}" for n in range(12)]
+
+        def versions() -> list[str]:
+            with ThreadPoolExecutor(6) as clients:
+                answers = list(clients.map(lambda u: served.ask("acme/half@prod", tokens=4, user=u), users))
+            for answer in answers:
+                text = answer.json()["choices"][0]["message"]["content"]
+                assert text == alone[answer.headers["x-adapterhub-version"]]
+            return [answer.headers["x-adapterhub-version"] for answer in answers]
+
+        first = versions()
+        assert set(first) == set(alone)
+        assert versions() == first
+
+
 class TestResidency:
     def test_clients_that_leave_give_everything_back(self, served: Any) -> None:
         for _ in range(5):

@@ -307,6 +307,18 @@ def test_a_mover_who_came_too_late_knows(registry: Registry, new_draft: Drafts, 
     assert resolved(registry, "acme/support@prod") == 2
     forced = registry.set_channel(name, "prod", {1: 100}, who="ana", expected=read, force=True)
     assert forced.seq == 3
+    with pytest.raises(Conflict):
+        registry.rollback(name, "prod", to=1, who="ana", expected=2)
+    assert registry.rollback(name, "prod", to=2, who="ana", expected=3).seq == 4
+
+
+def test_gates_are_kept_with_the_move(registry: Registry, new_draft: Drafts, name: AdapterName) -> None:
+    for _ in range(2):
+        publish(registry, new_draft(), name)
+    gates = {"max_error_rate": 0.05, "min_requests": 20}
+    registry.set_channel(name, "prod", {1: 95, 2: 5}, who="ana", gates=gates)
+    assert registry.channels(name)["prod"].gates == gates
+    assert registry.channel_log(name, "prod")[0].gates == gates
 
 
 # ── rollback ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.base import BaseModel, find_base
+from adapterhub.errors import Unsupported
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, draft, open_registry
@@ -32,12 +33,15 @@ class MemoryEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.failure: Exception | None = None
+        self.refused = ""  # a name that it does not take
 
     async def load(self, name: str, path: Path) -> None:
         self.loads.append(name)
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
+        if name == self.refused:
+            raise Unsupported(f"{name} cannot be loaded")
         assert (path / "adapter_config.json").is_file(), "vLLM would end here"
         assert name not in self.held, "loaded twice"
         assert len(self.held) < self.capacity, "vLLM would evict what may be in use"

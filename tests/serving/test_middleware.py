@@ -22,7 +22,7 @@ from adapterhub.base import find_base
 from adapterhub.errors import IntegrityError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
-from adapterhub.registry import Registry
+from adapterhub.registry import Registry, rollouts
 from adapterhub.registry.signing import sign
 from adapterhub.serving import routes, tenancy
 from adapterhub.serving.admission import Admission
@@ -47,6 +47,7 @@ class Inner:
         self.seen: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.more = asyncio.Semaphore(0)
+        self.broken = ""  # a model that is answered with 500
         paths = [CHAT, "/v1/completions", "/v1/messages", "/tokenize", "/v1/load_lora_adapter", "/invocations"]
         self.app = Starlette(routes=[Route(path, self.answer, methods=["POST"]) for path in paths])
         self.app.add_route("/health", lambda request: JSONResponse({}))
@@ -58,6 +59,8 @@ class Inner:
         self.headers.append(dict(request.headers))
         model = body["model"]
         assert model == "base" or model in self.engine.held, "vLLM would answer 404"
+        if model == self.broken:
+            return JSONResponse({}, status_code=500)
         if not body.get("stream"):
             return JSONResponse({"model": model}, headers={"x-request-id": "of the engine"})
 
@@ -184,6 +187,50 @@ class TestTheWayIn:
         assert answer.status_code == 400
         assert answer.json()["type"] == "error"
         assert CHAT in answer.json()["error"]["message"]
+
+
+class TestTrial:
+    @pytest.fixture(autouse=True)
+    def shared(self, publish: Publish, registry: Registry) -> None:
+        """``prod``: half of the callers get version 2."""
+        publish(channel="prod")
+        publish()
+        name = AdapterName.parse("acme/support")
+        rollouts.start(
+            registry, name=name, channel="prod", candidate=2, weight=50, gates={"min_requests": 5}, who="tests"
+        )
+
+    async def test_a_caller_keeps_its_version_and_the_headers_say_which(self, client: httpx.AsyncClient) -> None:
+        async def versions() -> list[str]:
+            return [
+                (await chat(client, "acme/support@prod", user=f"user-{n}")).headers["x-adapterhub-version"]
+                for n in range(20)
+            ]
+
+        first = await versions()
+        assert set(first) == {"acme/support@1", "acme/support@2"}
+        assert await versions() == first
+
+    async def test_a_candidate_that_fails_is_taken_away_by_itself(
+        self, client: httpx.AsyncClient, inner: Inner, registry: Registry, replica: Replica
+    ) -> None:
+        inner.broken = "acme/support@2"
+        for n in range(40):
+            await chat(client, "acme/support@prod", user=f"user-{n}")
+        await replica.trials.settle()
+        move = registry.channels(AdapterName.parse("acme/support"))["prod"]
+        assert (move.kind, move.main.version) == ("rollback", 1)
+        after = [await chat(client, "acme/support@prod", user=f"user-{n}") for n in range(20)]
+        assert {answer.status_code for answer in after} == {200}
+
+    async def test_one_that_cannot_be_loaded_too(
+        self, client: httpx.AsyncClient, engine: Any, registry: Registry, replica: Replica
+    ) -> None:
+        engine.refused = "acme/support@2"
+        answers = [await chat(client, "acme/support@prod", user=f"user-{n}") for n in range(40)]
+        await replica.trials.settle()
+        assert registry.channels(AdapterName.parse("acme/support"))["prod"].kind == "rollback"
+        assert 400 <= next(a.status_code for a in answers if a.status_code != 200) < 500
 
 
 class TestRefusals:

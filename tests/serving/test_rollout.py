@@ -49,7 +49,7 @@ class TestHotSwap:
             await replica.rollout.look()
             await engine.until(lambda: "acme/support@2" in engine.loads)
             assert await number(replica) == 1
-            assert replica.rollout.pointers[0].wanted.record.version == 2
+            assert replica.rollout.pointers[0].wanted.main.record.version == 2
             engine.gate.set()
             await replica.rollout.settle()
             assert await number(replica) == 2
@@ -114,9 +114,54 @@ class TestHotSwap:
         watcher = asyncio.create_task(replica.rollout.watch(poll_seconds=0.001, rescan_seconds=3600))
         try:
             move(registry, 2)
-            await engine.until(lambda: replica.rollout.pointers[0].ready.record.version == 2)
+            await engine.until(lambda: replica.rollout.pointers[0].ready.main.record.version == 2)
         finally:
             watcher.cancel()
+
+
+@pytest.mark.usefixtures("two")
+class TestShares:
+    CALLERS = tuple(f"acme\0user-{n}" for n in range(40))
+
+    async def numbers(self, replica: Replica) -> list[int]:
+        return [(await replica.rollout.current(PROD, caller)).record.version for caller in self.CALLERS]
+
+    async def test_callers_move_when_both_versions_are_loaded(
+        self, replica: Replica, registry: Registry, engine: Any
+    ) -> None:
+        assert set(await self.numbers(replica)) == {1}
+        registry.set_channel(NAME, "prod", {1: 50, 2: 50}, who="tests")
+        engine.gate.clear()
+        await replica.rollout.look()
+        await engine.until(lambda: engine.loads)
+        assert set(await self.numbers(replica)) == {1}
+        engine.gate.set()
+        await replica.rollout.settle()
+        assert set(engine.held) == {"acme/support@1", "acme/support@2"}
+        shared = await self.numbers(replica)
+        assert set(shared) == {1, 2}
+        assert await self.numbers(replica) == shared
+
+    async def test_a_candidate_that_cannot_be_loaded_gets_nobody(
+        self, replica: Replica, registry: Registry, engine: Any
+    ) -> None:
+        assert await number(replica) == 1
+        engine.failure = Unsupported("the engine refuses it")
+        registry.set_channel(NAME, "prod", {1: 50, 2: 50}, who="tests")
+        await replica.poll()
+        assert set(await self.numbers(replica)) == {1}
+        assert "refuses" in replica.rollout.pointers[0].problem
+
+    async def test_a_yanked_candidate_gives_its_callers_back(self, replica: Replica, registry: Registry) -> None:
+        registry.set_channel(NAME, "prod", {1: 50, 2: 50}, who="tests")
+        assert set(await self.numbers(replica)) == {1, 2}
+        registry.set_status(NAME, 2, "yanked", who="tests", why="bad")
+        await replica.rollout.look()
+        assert set(await self.numbers(replica)) == {1}
+        registry.set_status(NAME, 1, "yanked", who="tests", why="bad too")
+        await replica.rollout.look()
+        with pytest.raises(Gone):
+            await number(replica)
 
 
 @pytest.mark.usefixtures("two")
@@ -191,7 +236,7 @@ class TestRegistryAway:
                 await rollout.current(AdapterRef.parse("acme/support@2"))
             move(registry, 2)
             away.is_away = False
-            await engine.until(lambda: rollout.pointers[0].ready.record.version == 2)
+            await engine.until(lambda: rollout.pointers[0].ready.main.record.version == 2)
         finally:
             watcher.cancel()
         assert [r.getMessage()[:31] for r in caplog.records if "registry can" in r.getMessage()] == [

@@ -1,0 +1,202 @@
+"""How a candidate does beside the stable version on this replica, and whether it is to go back.
+
+`verdict` is the rule, over the last answers of both. `Trials` counts them, and carries a rollback out as one move of
+the channel from the move that was judged: where another replica or a person was first, there is nothing left to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from adapterhub.errors import AdapterHubError, Conflict
+from adapterhub.refs import AdapterRef
+from adapterhub.registry.base import Registry, Version
+from adapterhub.registry.rollouts import Gates
+from adapterhub.serving.deployment import Deployment
+
+log = logging.getLogger(__name__)
+
+WHO = "ah serve"  # in the channel's log
+_REMEMBERED = 500  # answers of each version
+_BROKEN = b'data: {"error"'  # how vLLM tells of an error inside a stream
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Blocking = Callable[..., Awaitable[Any]]
+
+
+@dataclass
+class Tally:
+    """The last answers of one version: whether each failed, and the seconds to its first byte."""
+
+    failed: deque[bool] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+
+    def add(self, *, failed: bool, seconds: float | None) -> None:
+        self.failed.append(failed)
+        if seconds is not None and not failed:
+            self.seconds.append(seconds)
+
+    @property
+    def error_rate(self) -> float:
+        return sum(self.failed) / len(self.failed) if self.failed else 0.0
+
+    @property
+    def first_byte(self) -> float | None:
+        """Median, in seconds."""
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+def verdict(candidate: Tally, stable: Tally, gates: Gates) -> str:
+    """Why the candidate must go back; empty while it need not.
+
+    A fault that both share (the engine, the clients) is none of the candidate's.
+    """
+    answers = len(candidate.failed)
+    if answers >= gates.min_requests and candidate.error_rate > max(gates.max_error_rate, stable.error_rate):
+        return f"{sum(candidate.failed)} of its last {answers} requests failed"
+    if min(len(candidate.seconds), len(stable.seconds)) < gates.min_requests:
+        return ""
+    slow, usual = candidate.first_byte, stable.first_byte
+    if slow is not None and usual is not None and slow > gates.max_slowdown * usual:
+        return f"its first byte comes after {slow:.3g} s, that of the stable version after {usual:.3g} s"
+    return ""
+
+
+class Sample:
+    """One answer while it is made. Counted once, where it says something about the version."""
+
+    def __init__(self, count: Callable[[bool, float | None], None], clock: Callable[[], float]) -> None:
+        self._count: Callable[[bool, float | None], None] | None = count
+        self._clock = clock
+        self._since: float | None = None
+        self._seconds: float | None = None
+        self._status = 0
+        self._broke = False
+
+    def fail(self) -> None:
+        """The version could not even be loaded, or the engine broke off."""
+        self._broke = True
+        self.end()
+
+    def end(self) -> None:
+        """The last byte. A client that left before the first one, and a client's own mistake, say nothing."""
+        if self._count is not None and (self._broke or self._status >= 500 or self._status == 200):
+            self._count(self._broke or self._status >= 500, self._seconds)
+        self._count = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            self.fail()
+        elif error is None:
+            self.end()
+
+    def watching(self, send: Send) -> Send:
+        """From now on the engine has the request."""
+        self._since = self._clock()
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                self._status = message["status"]
+            elif body := message.get("body"):
+                if self._seconds is None and self._since is not None:
+                    self._seconds = self._clock() - self._since
+                self._broke = self._broke or body.startswith(_BROKEN)
+            await send(message)
+
+        return sending
+
+
+class Trials:
+    """The trials that run on this replica. One event loop; not for threads."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        blocking: Blocking,
+        moved: Callable[[], Awaitable[None]],
+        clock: Callable[[], float],
+    ) -> None:
+        """``moved`` is told after a rollback, so that it is followed at once; ``clock`` in seconds."""
+        self._registry = registry
+        self._blocking = blocking
+        self._moved = moved
+        self._clock = clock
+        self._tallies: dict[tuple[AdapterRef, int], dict[int, Tally]] = {}
+        self._decisions: dict[AdapterRef, asyncio.Task[None]] = {}
+
+    def sample(self, ref: AdapterRef, deployment: Deployment, version: Version) -> Sample | None:
+        """For one request; None where nothing is on trial."""
+        if deployment.stable is None:
+            return None
+        tally = self._of(ref, deployment)[version.record.version]
+
+        def count(failed: bool, seconds: float | None) -> None:
+            tally.add(failed=failed, seconds=seconds)
+            self._judge(ref, deployment)
+
+        return Sample(count, self._clock)
+
+    def counts(self, ref: AdapterRef, deployment: Deployment) -> dict[str, dict[str, Any]]:
+        """Version → requests, failed, median seconds to the first byte."""
+        tallies = self._tallies.get((ref, deployment.seq), {})
+        return {
+            str(number): {"requests": len(t.failed), "failed": sum(t.failed), "first_byte_seconds": t.first_byte}
+            for number, t in tallies.items()
+        }
+
+    async def settle(self) -> None:
+        """Wait for the rollbacks that are under way."""
+        await asyncio.gather(*self._decisions.values())
+
+    def _of(self, ref: AdapterRef, deployment: Deployment) -> dict[int, Tally]:
+        key = (ref, deployment.seq)
+        if key not in self._tallies:
+            for old in [k for k in self._tallies if k[0] == ref and k[1] < deployment.seq]:
+                del self._tallies[old]
+            self._tallies[key] = {version.record.version: Tally() for version in deployment.versions}
+        return self._tallies[key]
+
+    def _judge(self, ref: AdapterRef, deployment: Deployment) -> None:
+        tallies = self._tallies.get((ref, deployment.seq))
+        stable, gates = deployment.stable, deployment.gates
+        if tallies is None or stable is None or gates is None or deployment.candidate is None:
+            return
+        why = verdict(tallies[deployment.candidate], tallies[stable.record.version], gates)
+        if why and ref not in self._decisions:
+            log.warning("%s goes back from version %d: %s", ref, deployment.candidate, why)
+            going = self._go_back(ref, deployment, stable.record.version, why)
+            task = self._decisions[ref] = asyncio.create_task(going, name=f"roll {ref} back")
+            task.add_done_callback(lambda _: self._decisions.pop(ref))
+
+    async def _go_back(self, ref: AdapterRef, deployment: Deployment, to: int, why: str) -> None:
+        """Tried again at the next answer where the registry is away."""
+
+        def rollback() -> None:
+            assert ref.channel is not None
+            why_text = f"version {deployment.candidate}: {why}"
+            self._registry.rollback(ref.name, ref.channel, to=to, who=WHO, why=why_text, expected=deployment.seq)
+
+        try:
+            await self._blocking(rollback)
+        except Conflict:
+            log.info("%s was moved by somebody else meanwhile", ref)
+        except AdapterHubError as error:
+            log.error("%s cannot be rolled back: %s", ref, error)
+            return
+        try:
+            await self._moved()
+        except AdapterHubError as error:
+            log.warning("%s was rolled back, and is followed at the next poll: %s", ref, error)
