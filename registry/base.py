@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from adapterhub.manifest import Manifest, Record, Verdicts
-from adapterhub.refs import AdapterName, AdapterRef
+from adapterhub.refs import LATEST, AdapterName, AdapterRef
 from adapterhub.runrecord import RunRecord
 
 Status = Literal["active", "deprecated", "yanked", "deleted"]
@@ -145,8 +145,19 @@ class Event:
 
     key: str  # sorts newest first
     adapter: AdapterName
-    what: str  # "publish", "channel prod", "status 3"
+    what: str  # "publish", "channel prod", "status 3", "evaluation 3"
     when: str
+
+    def concerns(self, ref: AdapterRef) -> bool:
+        """Whether what ``ref`` resolves to may be another version now, or have another status."""
+        kind, _, which = self.what.partition(" ")
+        if self.adapter != ref.name or kind in {"evaluation", "signature"}:
+            return False
+        if kind == "channel":
+            return ref.channel == which
+        if kind == "publish":
+            return ref.channel == LATEST or ref.digest is not None  # the same bytes again, after a yank
+        return True
 
 
 @dataclass(frozen=True)

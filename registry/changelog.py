@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from adapterhub.refs import AdapterName
-from adapterhub.registry import entries, layout
+from adapterhub.registry import layout
 from adapterhub.registry.base import Changes, Event
-from adapterhub.registry.clock import now
 from adapterhub.registry.store import Store, create_hint
 
 _PAGE = 1000  # keys a LIST
@@ -25,17 +25,15 @@ class ChangeLog:
 
     def announce(self, name: AdapterName, what: str) -> None:
         """Say what is about to be committed. A crash of the machine may lose it: watchers also rescan."""
-        key = layout.event(name.tenant, int(time.time() * 1000), uuid.uuid4().hex)
-        create_hint(self._store, key, entries.event_to_bytes(Event(key, name, what, now())), lasting=False)
+        key = layout.event(name, int(time.time() * 1000), uuid.uuid4().hex, what)
+        create_hint(self._store, key, lasting=False)
 
     def changes(self, tenant: str, cursor: str = "") -> Changes:
+        """One LIST where less than a page happened: the keys tell it all."""
         horizon = layout.events_at(tenant, int(time.time() * 1000) - _RETELL_MS)
         since = cursor or horizon
-        events = (
-            entries.event_from_bytes(self._store.read(key), key=key, tenant=tenant)
-            for key in self._newer(tenant, since)
-        )
-        return Changes(tuple(events), cursor=min(since, horizon))  # newer keys are smaller
+        events = (_event(tenant, key) for key in self._newer(tenant, since))
+        return Changes(tuple(event for event in events if event), cursor=min(since, horizon))  # newer keys are smaller
 
     def _newer(self, tenant: str, cursor: str) -> Iterator[str]:
         after = ""
@@ -44,4 +42,15 @@ class ChangeLog:
                 if key >= cursor:
                     return
                 yield key
+            if len(page) < _PAGE:
+                return
             after = page[-1]
+
+
+def _event(tenant: str, key: str) -> Event | None:
+    told = layout.event_of(tenant, key)
+    if told is None:
+        return None
+    name, what, milliseconds = told
+    when = datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+    return Event(key, name, what, when)

@@ -1,4 +1,4 @@
-"""The JSON of the logs' entries: channel moves, status changes, evaluations, events. No I/O."""
+"""The JSON of the logs' entries: channel moves, status changes, evaluations. No I/O."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any, get_args
 
 from adapterhub.errors import IntegrityError, InvalidName, Unsupported
 from adapterhub.manifest import FORMAT, canonical_json, from_plain, parse_json, to_plain
-from adapterhub.refs import AdapterName
-from adapterhub.registry.base import ChannelMove, Evaluation, Event, Status, StatusChange, Target
+from adapterhub.registry.base import ChannelMove, Evaluation, Status, StatusChange, Target
 
 
 def move_to_bytes(move: ChannelMove) -> bytes:
@@ -49,17 +48,6 @@ def evaluation_from_bytes(data: bytes, *, key: str) -> Evaluation:
     with _reading(key):
         evaluation: Evaluation = from_plain(Evaluation, _object(data, key))
         return evaluation
-
-
-def event_to_bytes(event: Event) -> bytes:
-    return canonical_json({"format": FORMAT, "adapter": event.adapter.adapter, "what": event.what, "when": event.when})
-
-
-def event_from_bytes(data: bytes, *, key: str, tenant: str) -> Event:
-    """Raises IntegrityError, Unsupported."""
-    with _reading(key):
-        raw = _object(data, key)
-        return Event(key, AdapterName(tenant, raw["adapter"]), raw["what"], raw["when"])
 
 
 def _object(data: bytes, key: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@
     t/<tenant>/a/<adapter>/st/<n>/<INV>-<seq>.json           status log of a version; none: active
     t/<tenant>/a/<adapter>/ev/<n>/<INV>-<seq>.json           evaluations of a version, added after it was published
     t/<tenant>/a/<adapter>/sig/<hex>/<key>.json              signatures over a digest, by the id of the key
-    t/<tenant>/log/<INV-ms>-<id>.json                        what happened: a hint, written before each commit
+    t/<tenant>/log/<INV-ms>-<id>--<adapter>--<what>.json     what happened: a hint, written before each commit; empty
     doctor/<id>-…                                            the doctor's trials, removed again
 
 ``INV`` is 10⁹ − n, zero padded: object stores list ascending only, so the newest sorts first, and "the newest" is one
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 
-from adapterhub.errors import IntegrityError
+from adapterhub.errors import IntegrityError, InvalidName
 from adapterhub.refs import AdapterName, check_channel, check_tenant
 
 REGISTRY = "registry.json"
@@ -30,6 +30,7 @@ TENANTS = "t/"
 TRIALS = "doctor/"
 
 _NUMBER = re.compile(r"[/-]([1-9][0-9]*)(?:\.json)?$")
+_EVENT = re.compile(r"([0-9]{13})-[0-9a-f]{32}--((?:[^-/]|-(?!-))+)--([^/]+)\.json")
 _TOP = 10**9  # above every version and sequence number
 _TOP_MS = 10**13  # above every time in milliseconds until the year 2286
 
@@ -114,8 +115,20 @@ def events(tenant: str) -> str:
     return f"t/{tenant}/log/"
 
 
-def event(tenant: str, milliseconds: int, identity: str) -> str:
-    return f"{events_at(tenant, milliseconds)}-{identity}.json"
+def event(name: AdapterName, milliseconds: int, identity: str, what: str) -> str:
+    """``what`` is words with single spaces: "channel prod". No name can hold ``--``."""
+    return f"{events_at(name.tenant, milliseconds)}-{identity}--{name.adapter}--{what.replace(' ', '--')}.json"
+
+
+def event_of(tenant: str, key: str) -> tuple[AdapterName, str, int] | None:
+    """Adapter, what, and milliseconds since 1970 of an event's key; None for a file that somebody put there."""
+    found = _EVENT.fullmatch(key.removeprefix(events(tenant)))
+    if found is None:
+        return None
+    try:
+        return AdapterName(tenant, found[2]), found[3].replace("--", " "), _TOP_MS - int(found[1])
+    except InvalidName:
+        return None
 
 
 def events_at(tenant: str, milliseconds: int) -> str:

@@ -104,12 +104,20 @@ class ObjectRegistry:
 
     def tenants(self) -> list[str]:
         self._open()
-        return [tenant for tenant in self.store.folders(layout.TENANTS) if self.adapters(tenant)]
+        return [tenant for tenant in self.store.folders(layout.TENANTS) if self._has_adapters(tenant)]
 
     def adapters(self, tenant: str) -> list[AdapterName]:
         self._open()
-        names = (AdapterName(tenant, adapter) for adapter in self.store.folders(layout.adapters(tenant)))
-        return [name for name in names if self._records.newest_number(name)]
+        names = self._named(tenant)
+        newest = side_by_side(self._records.newest_number, names)
+        return [name for name, number in zip(names, newest, strict=True) if number]
+
+    def _has_adapters(self, tenant: str) -> bool:
+        """The first one with a version answers: a folder can also be what a killed publisher left."""
+        return any(self._records.newest_number(name) for name in self._named(tenant))
+
+    def _named(self, tenant: str) -> list[AdapterName]:
+        return [AdapterName(tenant, adapter) for adapter in self.store.folders(layout.adapters(tenant))]
 
     def numbers(self, name: AdapterName) -> list[int]:
         self._require_adapter(name)
@@ -383,6 +391,6 @@ class ObjectRegistry:
         self._open()
         if self._records.newest_number(name):
             return
-        if self.adapters(name.tenant):
+        if self._has_adapters(name.tenant):
             raise NotFound(f"there is no adapter {name} in {self.url}", hint=f"ah ls {name.tenant}")
         raise NotFound(f"there is no tenant {name.tenant!r} in {self.url}", hint="ah ls")

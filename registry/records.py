@@ -29,6 +29,8 @@ class Records:
         after = ""
         while page := self._store.keys(layout.versions(name), after=after, limit=_PAGE):
             yield from map(layout.number_of, page)
+            if len(page) < _PAGE:
+                return
             after = page[-1]
 
     def read(self, name: AdapterName, number: int) -> Record:

@@ -104,8 +104,7 @@ class Rollout:
         async with self._one_look:
             for tenant, cursor in list(self._cursors.items()):
                 changes = await self._blocking(self._registry.changes, tenant, cursor)
-                touched = {event.adapter for event in changes.events}
-                await self._refresh(p for p in self.pointers if p.ref.name in touched)
+                await self._refresh(p for p in self.pointers if any(e.concerns(p.ref) for e in changes.events))
                 self._cursors[tenant] = changes.cursor
 
     async def rescan(self) -> None:

@@ -61,10 +61,6 @@ READERS: dict[str, tuple[bytes, Reader]] = {
         entries.evaluation_to_bytes(EVALUATION),
         lambda data: entries.evaluation_from_bytes(data, key="k"),
     ),
-    "event": (
-        canonical_json({"format": 1, "adapter": "support", "what": "publish", "when": "2026"}),
-        lambda data: entries.event_from_bytes(data, key="k", tenant="acme"),
-    ),
     "bundle": (to_bytes(INDEX), from_bytes),
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 from adapterhub.errors import IntegrityError, NotFound
 from adapterhub.refs import AdapterName, AdapterRef
-from adapterhub.registry import Draft, ObjectRegistry
+from adapterhub.registry import Draft, Event, ObjectRegistry, layout
 
 Drafts = Callable[..., Draft]
 
@@ -52,6 +52,42 @@ def test_recent_events_are_told_again_and_old_ones_are_not(
     now += 180
     publish(registry, new_draft(), name)
     assert len(registry.changes("acme", back.cursor).events) == 1
+
+
+@pytest.mark.parametrize("adapter", ["support", "a-b_c.d", "x" * 63])
+@pytest.mark.parametrize("what", ["publish", "channel prod", "channel a-b", "status 3"])
+def test_an_event_is_told_by_its_key(adapter: str, what: str) -> None:
+    name = AdapterName("acme", adapter)
+    key = layout.event(name, 1_800_000_000_123, "0" * 32, what)
+    assert layout.event_of("acme", key) == (name, what, 1_800_000_000_123)
+    assert len(key.rpartition("/")[2]) < 255  # also a file's name
+
+
+def test_what_somebody_put_into_the_change_log_is_passed_over(
+    registry: ObjectRegistry, new_draft: Drafts, name: AdapterName
+) -> None:
+    start = registry.changes("acme").cursor
+    for junk in ("1.json", "0" * 13 + "-x.json", "0" * 13 + "-" + "0" * 32 + "--Bad--publish.json"):
+        registry.store.create("t/acme/log/" + junk, b"")
+    publish(registry, new_draft(), name)
+    assert [event.what for event in registry.changes("acme", start).events] == ["publish"]
+
+
+@pytest.mark.parametrize(
+    ("what", "concerned"),
+    [
+        ("publish", ["@latest", "@sha256:" + "a" * 64]),
+        ("channel prod", ["@prod"]),
+        ("status 1", ["@latest", "@prod", "@1", "@sha256:" + "a" * 64]),
+        ("evaluation 1", []),
+        ("something newer", ["@latest", "@prod", "@1", "@sha256:" + "a" * 64]),
+    ],
+)
+def test_an_event_concerns_what_may_resolve_otherwise(name: AdapterName, what: str, concerned: list[str]) -> None:
+    event = Event("key", name, what, "")
+    asked = ["@latest", "@prod", "@1", "@sha256:" + "a" * 64]
+    assert [s for s in asked if event.concerns(AdapterRef.parse(f"{name}{s}"))] == concerned
+    assert not event.concerns(AdapterRef.parse("acme/other@prod"))
 
 
 def test_wrong_bytes_are_an_error_and_leave_no_file(

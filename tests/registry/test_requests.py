@@ -1,0 +1,123 @@
+"""What a registry over a store asks of it, counted: a request is what a bucket bills and what the network waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from adapterhub.manifest import Record
+from adapterhub.refs import AdapterName, AdapterRef
+from adapterhub.registry import Draft, ObjectRegistry
+from adapterhub.registry.memory import MemoryStore
+from adapterhub.serving.rollout import Rollout
+
+Drafts = Callable[..., Draft]
+CHANNELS = [f"c{n}" for n in range(200)]
+
+
+class Counting(MemoryStore):
+    """Knows what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def keys(self, prefix: str, **options: Any) -> list[str]:
+        self.asked.append(f"LIST {prefix}")
+        return super().keys(prefix, **options)
+
+    def folders(self, prefix: str) -> list[str]:
+        self.asked.append(f"LIST {prefix}")
+        return super().folders(prefix)
+
+    def read(self, key: str) -> bytes:
+        self.asked.append(f"GET {key}")
+        return super().read(key)
+
+    def exists(self, key: str) -> bool:
+        self.asked.append(f"HEAD {key}")
+        return super().exists(key)
+
+    def since(self, question: Callable[[], object]) -> list[str]:
+        self.asked.clear()
+        question()
+        return list(self.asked)
+
+
+@pytest.fixture
+def store() -> Counting:
+    return Counting()
+
+
+@pytest.fixture
+def registry(store: Counting) -> ObjectRegistry:
+    return ObjectRegistry(store)
+
+
+def publish(registry: ObjectRegistry, new_draft: Drafts, *names: AdapterName) -> None:
+    for name in names:
+        registry.publish(new_draft(), name=name, author="ana")
+
+
+def test_a_channel_is_resolved_in_four_requests_however_many_versions(
+    store: Counting, registry: ObjectRegistry, new_draft: Drafts, name: AdapterName
+) -> None:
+    publish(registry, new_draft, *[name] * 30)
+    registry.set_channel(name, "prod", {1: 100}, who="ana")
+    fresh = ObjectRegistry(store)
+    asked = store.since(lambda: fresh.resolve(AdapterRef.parse(f"{name}@prod")))
+    assert [request.split()[0] for request in asked] == ["LIST", "GET", "GET", "LIST"]
+
+
+def test_tenants_are_found_by_their_first_adapter(store: Counting, registry: ObjectRegistry, new_draft: Drafts) -> None:
+    publish(registry, new_draft, *[AdapterName("acme", f"a{n}") for n in range(20)], AdapterName("beta", "b"))
+    assert len(store.since(registry.tenants)) == 1 + 2 * 2
+
+
+def test_watchers_need_one_list_a_poll_and_what_moved(
+    store: Counting, registry: ObjectRegistry, new_draft: Drafts, name: AdapterName
+) -> None:
+    """Ten servers that follow 200 channels each."""
+    publish(registry, new_draft, name, name)
+    for channel in CHANNELS:
+        registry.set_channel(name, channel, {1: 100}, who="ana")
+
+    async def warm(record: Record) -> None:
+        pass
+
+    async def blocking(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    async def watch(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+        now = time.time()
+        watchers = [Rollout(ObjectRegistry(store), warm=warm, blocking=blocking) for _ in range(10)]
+        for watcher in watchers:
+            for channel in CHANNELS:
+                await watcher.current(AdapterRef(name, channel=channel))
+        monkeypatch.setattr("adapterhub.registry.changelog.time.time", lambda: now + 60)  # the moves are no news
+        for watcher in watchers:
+            await watcher.look()
+        monkeypatch.setattr("adapterhub.registry.changelog.time.time", lambda: now + 120)
+        store.asked.clear()
+        for watcher in watchers:
+            await watcher.look()
+        quiet = list(store.asked)
+        registry.set_channel(name, "c7", {2: 100}, who="ana")
+        store.asked.clear()
+        for watcher in watchers:
+            await watcher.look()
+        moved = list(store.asked)
+        for watcher in watchers:
+            await watcher.settle()
+            assert (await watcher.current(AdapterRef(name, channel="c7"))).record.version == 2
+        return quiet, moved
+
+    with pytest.MonkeyPatch.context() as patch:
+        quiet, moved = asyncio.run(watch(patch))
+    assert quiet == ["LIST t/acme/log/"] * 10
+    # the look, the channel resolved anew, and whether the version before may still answer
+    assert len(moved) <= 10 * (1 + 4 + 2)
