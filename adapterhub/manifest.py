@@ -28,6 +28,7 @@ Answer = Literal["yes", "no", "unknown"]
 Json = Mapping[str, Any]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_EPOCH = re.compile(r"[0-9]{13}-[0-9a-f]{8}")
 # What no part of a file's path may hold, so that it names the same file everywhere: separators and streams of Windows,
 # control characters, and the dots and spaces at the end that Windows drops.
 _BAD_PART = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]|[. ]$|^$')
@@ -207,6 +208,7 @@ class Record:
     author: str
     verdicts: Verdicts
     labels: Mapping[str, str] = field(default_factory=dict)
+    epochs: Mapping[str, str] = field(default_factory=dict)  # sha256 → where its bytes are (registry/condemned.py)
     read_from: Json | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -216,7 +218,8 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         if self.read_from is not None:
             return dict(self.read_from)
-        return {
+        epochs = {"epochs": dict(self.epochs)} if self.epochs else {}
+        return epochs | {
             "format": FORMAT,
             "tenant": self.name.tenant,
             "adapter": self.name.adapter,
@@ -250,12 +253,15 @@ class Record:
                 author=raw["author"],
                 verdicts=Verdicts(**verdicts),
                 labels=raw.get("labels", {}),
+                epochs=raw.get("epochs", {}),
                 read_from=raw,
             )
             if not (
                 all(map(_is_text, (record.publish_id, record.created, record.author))) and _is_labels(record.labels)
             ):
                 raise TypeError("its author, time or labels are no text")
+            if not (_is_labels(record.epochs) and all(map(_EPOCH.fullmatch, record.epochs.values()))):
+                raise TypeError("its epochs are none")  # they become keys
             ref, digest = record.ref, record.manifest.digest
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidName) as error:
             raise IntegrityError("a version's record cannot be read", why=repr(error)) from error

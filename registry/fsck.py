@@ -179,7 +179,7 @@ class _Blobs:
         self._registry = registry
         self._pool = pool
         self._progress = progress
-        self._found: dict[tuple[str, str], str] = {}  # tenant and sha256 → what is wrong, empty where nothing is
+        self._found: dict[tuple[str, str, str], str] = {}  # where the bytes are → what is wrong, empty where nothing is
 
     def check(self, records: Sequence[Record], report: Report) -> None:
         """Raises StorageError where the registry went away."""
@@ -205,5 +205,5 @@ class _Blobs:
         return ""
 
 
-def _key(record: Record, file: FileEntry) -> tuple[str, str]:
-    return record.name.tenant, file.sha256
+def _key(record: Record, file: FileEntry) -> tuple[str, str, str]:
+    return record.name.tenant, file.sha256, record.epochs.get(file.sha256, "")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub.errors import AdapterError, AlreadyExists, Conflict, Gone, IntegrityError, NotFound, StorageError
+from adapterhub.errors import AdapterError, AlreadyExists, Conflict, IntegrityError, NotFound, StorageError
 from adapterhub.manifest import FileEntry, Record, parse_json
 from adapterhub.refs import AdapterName
 from adapterhub.registry import hublayout as layout
@@ -29,7 +29,7 @@ from adapterhub.registry.files import hashed, storage_errors
 from adapterhub.registry.hubcard import card
 from adapterhub.registry.hubclient import Blob, Hub
 from adapterhub.registry.huberrors import Busy, NoRepository, Stale
-from adapterhub.registry.rules import free_number
+from adapterhub.registry.rules import free_number, tenant_gone
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +89,9 @@ class HubPublisher:
             record = self._tagged(repo, branch, record, files, main=main, wanted=number)
         finally:
             self._clear(repo, branch)
-        if record.version == 1 and self.is_gone(name.tenant):
+        if record.version == 1 and self.istenant_gone(name.tenant):
             self._hub.delete_repository(repo)  # the tenant was deleted between our look and our tag
-            raise _gone(name.tenant)
+            raise tenant_gone(name.tenant)
         self._show(repo, record, files)
         for file in draft.manifest.files if progress else ():
             progress(file.size)  # type: ignore[misc]
@@ -110,8 +110,8 @@ class HubPublisher:
         try:
             refs = self._hub.refs(repo)
         except NoRepository:
-            if self.is_gone(name.tenant):
-                raise _gone(name.tenant) from None
+            if self.istenant_gone(name.tenant):
+                raise tenant_gone(name.tenant) from None
             self._hub.create_repository(repo)
             refs = self._hub.refs(repo)
         if layout.LOG_BRANCH not in refs.branches:
@@ -302,10 +302,6 @@ def _is_there(tree: Mapping[str, Blob], file: FileEntry, content: Content) -> bo
 def _git_name(content: bytes) -> str:
     """What git calls a blob: sha1 of ``blob <size>\\0`` and its bytes (git-scm.com/book, Git Internals)."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def _gone(tenant: str) -> Gone:
-    return Gone(f"the tenant {tenant!r} was deleted", why="a deleted name is never issued again", hint="ah ls")
 
 
 def _no_end(repo: str) -> StorageError:

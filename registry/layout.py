@@ -2,6 +2,7 @@
 
     registry.json                                            format, id
     t/<tenant>/blobs/sha256/<hh>/<hex>                       bytes, by content
+    t/<tenant>/blobs/sha256/<hh>/<hex>~<epoch>               the same, stored while <hex> was being collected (`gc`)
     t/<tenant>/a/<adapter>/v/<INV>-<n>.json                  THE VERSION: its record. Creating this key commits it.
     t/<tenant>/a/<adapter>/d/<hex>/<n>                       finds a version by digest: a hint until the record exists
     t/<tenant>/a/<adapter>/ch/<channel>/<INV>-<seq>.json     channel log; the newest is where it points
@@ -9,6 +10,11 @@
     t/<tenant>/a/<adapter>/ev/<n>/<INV>-<seq>.json           evaluations of a version, added after it was published
     t/<tenant>/a/<adapter>/sig/<hex>/<key>.json              signatures over a digest, by the id of the key
     t/<tenant>/log/<INV-ms>-<id>--<adapter>--<what>.json     what happened: a hint, written before each commit; empty
+    t/<tenant>/intents/<publish-id>.json                     a publish under way, for the collector
+    t/<tenant>/intents/<publish-id>.sealed                   how it goes on: it commits, or was given up
+    t/<tenant>/condemned/<epoch>.json                        a collection under way, for publishers
+    t/<tenant>/condemned/<epoch>.closed                      its collector has deleted the last blob
+    gone/<tenant>.json                                       a deleted tenant; the name is never issued again
     doctor/<id>-…                                            the doctor's trials, removed again
 
 ``INV`` is 10⁹ − n, zero padded: object stores list ascending only, so the newest sorts first, and "the newest" is one
@@ -28,6 +34,7 @@ from adapterhub.refs import AdapterName, check_channel, check_tenant
 REGISTRY = "registry.json"
 TENANTS = "t/"
 TRIALS = "doctor/"
+GONE = "gone/"
 
 _NUMBER = re.compile(r"[/-]([1-9][0-9]*)(?:\.json)?$")
 _EVENT = re.compile(r"([0-9]{13})-[0-9a-f]{32}--((?:[^-/]|-(?!-))+)--([^/]+)\.json")
@@ -35,9 +42,60 @@ _TOP = 10**9  # above every version and sequence number
 _TOP_MS = 10**13  # above every time in milliseconds until the year 2286
 
 
-def blob(tenant: str, sha256: str) -> str:
+def tenant(tenant: str) -> str:
+    """Prefix of all that a tenant has."""
     check_tenant(tenant)
-    return f"t/{tenant}/blobs/sha256/{sha256[:2]}/{sha256}"
+    return f"{TENANTS}{tenant}/"
+
+
+def gone(tenant: str) -> str:
+    check_tenant(tenant)
+    return f"{GONE}{tenant}.json"
+
+
+def blobs(tenant: str) -> str:
+    """Prefix."""
+    check_tenant(tenant)
+    return f"t/{tenant}/blobs/sha256/"
+
+
+def blob(tenant: str, sha256: str, epoch: str = "") -> str:
+    """``epoch``: of the collection during which these bytes were stored again."""
+    return f"{blobs(tenant)}{sha256[:2]}/{sha256}" + (f"~{epoch}" if epoch else "")
+
+
+def blob_of(key: str) -> tuple[str, str]:
+    """The sha256 of a blob's key, and its epoch or nothing."""
+    sha256, _, epoch = key.rpartition("/")[2].partition("~")
+    return sha256, epoch
+
+
+def intents(tenant: str) -> str:
+    """Prefix; publishes under way, in the order of their ids."""
+    check_tenant(tenant)
+    return f"t/{tenant}/intents/"
+
+
+def intent(tenant: str, publish_id: str) -> str:
+    return f"{intents(tenant)}{publish_id}.json"
+
+
+def seal(tenant: str, publish_id: str) -> str:
+    return f"{intents(tenant)}{publish_id}.sealed"
+
+
+def collections(tenant: str) -> str:
+    """Prefix; collections under way, oldest first."""
+    check_tenant(tenant)
+    return f"t/{tenant}/condemned/"
+
+
+def condemned(tenant: str, epoch: str) -> str:
+    return f"{collections(tenant)}{epoch}.json"
+
+
+def closed(tenant: str, epoch: str) -> str:
+    return f"{collections(tenant)}{epoch}.closed"
 
 
 def adapters(tenant: str) -> str:

@@ -40,7 +40,7 @@ from adapterhub.registry.logs import NumberedLog
 from adapterhub.registry.overview import Overviews, found
 from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.publishing import Publisher
-from adapterhub.registry.records import Records
+from adapterhub.registry.records import Records, blob_key
 from adapterhub.registry.store import Store, create_hint
 from adapterhub.registry.transfer import Source, check, fetch, file_of
 
@@ -155,7 +155,7 @@ class ObjectRegistry:
     def _blob(self, record: Record, entry: FileEntry) -> Source:
         def opened(offset: int) -> BinaryIO:
             try:
-                return self.store.open(layout.blob(record.name.tenant, entry.sha256), offset=offset)
+                return self.store.open(blob_key(record, entry.sha256), offset=offset)
             except NotFound as error:
                 raise NotFound(
                     f"the bytes of {entry.path} of {record.ref} are not in the registry",

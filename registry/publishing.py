@@ -1,31 +1,35 @@
 """From a draft to a version: blobs first, the record last. Creating the record is the commit.
 
+    intents/<id>     what will be named, for collectors; then a look at what they are collecting
     blobs            by content; what is there is not sent again
+    …sealed          no collector gave this publish up, nor will one
     log, d/<digest>  hints: they may name a version that never comes
     v/<n>            the version, whole: n = newest + 1, and again where somebody else took it
 
-What a publish leaves behind when it is killed before the record: blobs and hints that no record names. Nobody sees
-them.
+What a publish leaves behind when it is killed before the record: an intent, and blobs and hints that no record names.
+Nobody sees them, and `gc` removes them.
 """
 
 from __future__ import annotations
 
 import random
-import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from io import BytesIO
 from typing import BinaryIO, cast
 
-from adapterhub.errors import AdapterError, AlreadyExists
+from adapterhub.errors import AdapterError, AlreadyExists, Conflict, IntegrityError
 from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import layout, rules
 from adapterhub.registry.base import Draft, Progress
 from adapterhub.registry.changelog import ChangeLog
 from adapterhub.registry.clock import now
+from adapterhub.registry.condemned import Condemned, place
 from adapterhub.registry.counted import Counted
 from adapterhub.registry.files import storage_errors
-from adapterhub.registry.records import Records
+from adapterhub.registry.intents import Intents
+from adapterhub.registry.records import Records, blob_key
 from adapterhub.registry.store import Store, create_hint
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0  # seconds, before jitter
@@ -40,6 +44,8 @@ class Publisher:
         self._wait = wait
         self._records = Records(store)
         self._log = ChangeLog(store)
+        self._intents = Intents(store)
+        self._condemned = Condemned(store)
 
     def publish(
         self,
@@ -52,26 +58,80 @@ class Publisher:
         progress: Progress | None = None,
     ) -> Record:
         """As `base.Registry.publish`, on a store that was proven."""
-        for file in draft.manifest.files:
-            self._send(draft, file, tenant=name.tenant, progress=progress)
-        publish_id = uuid.uuid4().hex
-        pause = _FIRST_PAUSE
-        while True:
+        record = None
+        while record is None:
+            record = self._once(draft, name, author, labels, number, progress)
+        self._look_again(record)
+        return record
+
+    def _once(
+        self,
+        draft: Draft,
+        name: AdapterName,
+        author: str,
+        labels: Mapping[str, str],
+        number: int | None,
+        progress: Progress | None,
+    ) -> Record | None:
+        """None where a collector gave this publish up: it was paused for longer than one waits."""
+        self._free_number(name, number)
+        intent = self._intents.begin(name, (file.sha256 for file in draft.manifest.files), who=author)
+        may_still_commit = False
+        try:
+            self._refuse_deleted(name.tenant)
+            epochs = self._send_all(draft, tenant=name.tenant, progress=progress)
+            if not self._intents.seal(intent):
+                return None
             record = Record(
                 name=name,
-                version=rules.free_number(name, self._records.newest_number(name), number),
+                version=1,
                 digest=draft.manifest.digest,
                 manifest=draft.manifest,
-                publish_id=publish_id,
+                publish_id=intent.id,
                 created=now(),
                 author=author,
                 verdicts=draft.verdicts,
                 labels=labels,
+                epochs=epochs,
             )
+            may_still_commit = True  # also where the store goes away: a request may be on its way
+            record = self._numbered(record, number)
+            may_still_commit = False
+            return record
+        except Conflict:
+            may_still_commit = False  # every number that was tried is somebody else's
+            raise
+        finally:
+            if not may_still_commit:
+                self._intents.end(intent)
+
+    def _numbered(self, record: Record, number: int | None) -> Record:
+        """Committed under the next number, or ``number``. Raises Conflict where that one is taken."""
+        pause = _FIRST_PAUSE
+        while True:
+            record = replace(record, version=self._free_number(record.name, number), created=now())
             if self._commit(record):
                 return record
             self._wait(random.uniform(0, pause))  # noqa: S311 - jitter, no secret
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _refuse_deleted(self, tenant: str) -> None:
+        """After the intent was told: whoever deletes the tenant meanwhile finds it."""
+        if self._store.exists(layout.gone(tenant)):
+            raise rules.tenant_gone(tenant)
+
+    def _look_again(self, record: Record) -> None:
+        """No collector of ours takes the bytes; a rule of the bucket or a person might have."""
+        for file in record.manifest.files:
+            if not self._store.exists(blob_key(record, file.sha256)):
+                raise IntegrityError(
+                    f"{record.ref} was published, and the bytes of {file.path} are gone already",
+                    why="something else than `ah gc` deletes below blobs/: a lifecycle rule, or a person",
+                    hint=f"stop it, then: ah delete {record.ref} --yes, and publish again",
+                )
+
+    def _free_number(self, name: AdapterName, wanted: int | None) -> int:
+        return rules.free_number(name, self._records.newest_number(name), wanted)
 
     def _commit(self, record: Record) -> bool:
         """Whether this record is now the version of its number."""
@@ -84,8 +144,15 @@ class Publisher:
             return self._records.read(record.name, record.version).publish_id == record.publish_id
         return True
 
-    def _send(self, draft: Draft, file: FileEntry, *, tenant: str, progress: Progress | None) -> None:
-        key = layout.blob(tenant, file.sha256)
+    def _send_all(self, draft: Draft, *, tenant: str, progress: Progress | None) -> dict[str, str]:
+        """Store what is not there; sha256 → epoch of what is not at its usual place (`condemned`)."""
+        collections = self._condemned.open(tenant)
+        epochs = {file.sha256: place(file.sha256, collections) for file in draft.manifest.files}
+        for file in draft.manifest.files:
+            self._send(draft, file, layout.blob(tenant, file.sha256, epochs[file.sha256]), progress)
+        return {sha256: epoch for sha256, epoch in epochs.items() if epoch}
+
+    def _send(self, draft: Draft, file: FileEntry, key: str, progress: Progress | None) -> None:
         path = draft.path / file.path
         try:
             with storage_errors(f"{path} cannot be read"), _source(draft, file) as source:

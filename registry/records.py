@@ -43,3 +43,8 @@ class Records:
     def hinted(self, name: AdapterName, digest: str) -> list[int]:
         """Numbers of versions that may have this digest, newest first: the publisher may have come second."""
         return sorted(map(layout.number_of, self._store.keys(layout.digests(name, digest))), reverse=True)
+
+
+def blob_key(record: Record, sha256: str) -> str:
+    """Where the bytes of one of its files are."""
+    return layout.blob(record.name.tenant, sha256, record.epochs.get(sha256, ""))

@@ -149,3 +149,7 @@ def summary(version: Version, evaluations: Sequence[Evaluation] = ()) -> Summary
         metrics=manifest.lineage.metrics,
         evaluations=newest_measured(evaluations),
     )
+
+
+def tenant_gone(tenant: str) -> Gone:
+    return Gone(f"the tenant {tenant!r} was deleted", why="a deleted name is never issued again", hint="ah ls")

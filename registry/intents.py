@@ -1,0 +1,135 @@
+"""Publishes under way, told to the collector; and which of the two has the last word on how one ends.
+
+    intents/<id>.json     first of all: the bytes that the version will name
+    intents/<id>.sealed   "commits" by its publisher, or "given up" by a collector: whoever creates it first
+
+A publisher that was paused for longer than a collector waits finds that it was given up, and starts over. One that
+sealed is waited for, however long: between its seal and its record are a few requests and no upload. So no clock
+decides whether bytes may be deleted (docs/decisions/0012).
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from adapterhub.errors import AlreadyExists, IntegrityError, InvalidName, NotFound, StorageError
+from adapterhub.manifest import FORMAT, canonical_json, parse_json
+from adapterhub.refs import AdapterName
+from adapterhub.registry import layout
+from adapterhub.registry.clock import now
+from adapterhub.registry.entries import check_format
+from adapterhub.registry.store import Store
+
+log = logging.getLogger(__name__)
+
+Seal = Literal["", "commits", "given up"]
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a publish will name."""
+
+    id: str
+    name: AdapterName
+    digests: frozenset[str]  # sha256 of each file
+    who: str
+    when: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """An intent as a collector finds it."""
+
+    intent: Intent
+    modified: float  # seconds since 1970, by the store's clock
+    seal: Seal
+
+
+class Intents:
+    """What is below ``intents/`` of each tenant."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # ── the publisher's side ─────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, name: AdapterName, digests: Iterable[str], *, who: str) -> Intent:
+        """Tell collectors. A crash of this machine may lose it, but ends the publish too."""
+        intent = Intent(uuid.uuid4().hex, name, frozenset(digests), who, now())
+        self._store.create(layout.intent(name.tenant, intent.id), _to_bytes(intent), lasting=False)
+        return intent
+
+    def seal(self, intent: Intent) -> bool:
+        """Whether the publish may commit: no collector gave it up, nor will one."""
+        return self._sealed(intent.name.tenant, intent.id, "commits") == "commits"
+
+    def end(self, intent: Intent) -> None:
+        """It committed, or never will. What stays where the store refuses is found by the next collection."""
+        tenant = intent.name.tenant
+        try:
+            self._store.delete(layout.intent(tenant, intent.id))
+            self._store.delete(layout.seal(tenant, intent.id))
+        except StorageError as error:
+            log.warning("the intent of a publish of %s is left over: %s", intent.name, error)
+
+    # ── the collector's side ─────────────────────────────────────────────────────────────────────────────────
+
+    def under_way(self, tenant: str) -> Iterator[UnderWay]:
+        """Raises IntegrityError for what is no intent."""
+        entries = {entry.key: entry for entry in self._store.entries(layout.intents(tenant))}
+        for key, entry in entries.items():
+            if key.endswith(".json"):
+                try:
+                    intent = _from_bytes(self._store.read(key), key=key, tenant=tenant)
+                except NotFound:
+                    continue  # it ended meanwhile: what it committed is in the records
+                yield UnderWay(intent, entry.modified, self._seal(tenant, intent.id, entries))
+
+    def give_up(self, intent: Intent) -> bool:
+        """Whether the publish never commits from now on; else it may, at any time. The seal stays for ever."""
+        return self._sealed(intent.name.tenant, intent.id, "given up") == "given up"
+
+    def forget_given_up(self, intent: Intent) -> None:
+        """Its seal stays: its publisher may wake up and ask."""
+        self._store.delete(layout.intent(intent.name.tenant, intent.id))
+
+    def _seal(self, tenant: str, publish_id: str, entries: dict[str, Any]) -> Seal:
+        key = layout.seal(tenant, publish_id)
+        return _read_seal(self._store, key) if key in entries else ""
+
+    def _sealed(self, tenant: str, publish_id: str, wanted: Seal) -> Seal:
+        key = layout.seal(tenant, publish_id)
+        try:
+            self._store.create(key, wanted.encode(), lasting=False)
+        except AlreadyExists:  # by the other side, or by us and the reply was lost
+            return _read_seal(self._store, key)
+        return wanted
+
+
+def _read_seal(store: Store, key: str) -> Seal:
+    """An empty one where it is gone: the publish ended."""
+    try:
+        return "commits" if store.read(key) == b"commits" else "given up"
+    except NotFound:
+        return ""
+
+
+def _to_bytes(intent: Intent) -> bytes:
+    plain = {"format": FORMAT, "id": intent.id, "adapter": intent.name.adapter, "digests": sorted(intent.digests)}
+    return canonical_json(plain | {"who": intent.who, "when": intent.when})
+
+
+def _from_bytes(data: bytes, *, key: str, tenant: str) -> Intent:
+    raw = parse_json(data, what=key)
+    try:
+        check_format(raw, key)
+        name = AdapterName(tenant, raw["adapter"])
+        return Intent(str(raw["id"]), name, frozenset(map(str, raw["digests"])), str(raw["who"]), str(raw["when"]))
+    except (KeyError, TypeError, InvalidName) as error:
+        raise IntegrityError(
+            f"{key} cannot be read", why=repr(error), hint="remove it when no publish is under way"
+        ) from error
