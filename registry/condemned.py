@@ -62,7 +62,7 @@ class Condemned:
         """Condemn at most `LARGEST` blobs."""
         epoch = f"{int(time.time() * 1000):013d}-{uuid.uuid4().hex[:8]}"
         collection = Collection(epoch, frozenset(blobs))
-        self._store.create(layout.condemned(tenant, epoch), _to_bytes(collection))
+        create_hint(self._store, layout.condemned(tenant, epoch), _to_bytes(collection))
         return collection
 
     def close(self, tenant: str, collection: Collection) -> None:

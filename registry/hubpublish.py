@@ -89,7 +89,7 @@ class HubPublisher:
             record = self._tagged(repo, branch, record, files, main=main, wanted=number)
         finally:
             self._clear(repo, branch)
-        if record.version == 1 and self.istenant_gone(name.tenant):
+        if record.version == 1 and self.is_gone(name.tenant):
             self._hub.delete_repository(repo)  # the tenant was deleted between our look and our tag
             raise tenant_gone(name.tenant)
         self._show(repo, record, files)
@@ -110,7 +110,7 @@ class HubPublisher:
         try:
             refs = self._hub.refs(repo)
         except NoRepository:
-            if self.istenant_gone(name.tenant):
+            if self.is_gone(name.tenant):
                 raise tenant_gone(name.tenant) from None
             self._hub.create_repository(repo)
             refs = self._hub.refs(repo)

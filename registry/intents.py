@@ -22,7 +22,7 @@ from adapterhub.refs import AdapterName
 from adapterhub.registry import layout
 from adapterhub.registry.clock import now
 from adapterhub.registry.entries import check_format
-from adapterhub.registry.store import Store
+from adapterhub.registry.store import Store, create_hint
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Intents:
     def begin(self, name: AdapterName, digests: Iterable[str], *, who: str) -> Intent:
         """Tell collectors. A crash of this machine may lose it, but ends the publish too."""
         intent = Intent(uuid.uuid4().hex, name, frozenset(digests), who, now())
-        self._store.create(layout.intent(name.tenant, intent.id), _to_bytes(intent), lasting=False)
+        create_hint(self._store, layout.intent(name.tenant, intent.id), _to_bytes(intent), lasting=False)
         return intent
 
     def seal(self, intent: Intent) -> bool:

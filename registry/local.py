@@ -98,14 +98,22 @@ class LocalStore:
             for key in keys:
                 self._path(key).unlink(missing_ok=True)
 
-    def sweep(self, *, older_than: float) -> int:
+    def clear(self, prefix: str) -> None:
+        self.delete(*self.keys(prefix))
+        with self._errors("written"):
+            for folder, _, _ in os.walk(self._path(prefix.removesuffix("/")), topdown=False):
+                with suppress(OSError):  # somebody writes there all the same: not empty, or gone already
+                    Path(folder).rmdir()
+
+    def sweep(self, *, older_than: float, dry_run: bool = False) -> int:
         horizon, swept = time.time() - older_than, 0
         with self._errors("written"):
             for entry in self._entries("tmp/"):
                 with suppress(FileNotFoundError):  # its writer is done, or another sweeper was first
                     if entry.stat().st_mtime < horizon:
-                        Path(entry).unlink()
                         swept += 1
+                        if not dry_run:
+                            Path(entry).unlink()
         return swept
 
     def _check_stored(self, key: str, sha256: str) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from adapterhub.errors import AlreadyExists
-from adapterhub.registry import layout
+from adapterhub.refs import AdapterName
+from adapterhub.registry import entries, layout
+from adapterhub.registry.base import StatusChange
 from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.store import Store
 
@@ -63,3 +65,9 @@ class NumberedLog(Generic[T]):
 
     def _entry(self, key: str) -> T:
         return self._read(self._store.read(key), key=key)
+
+
+def status_changes(store: Store, name: AdapterName, version: int) -> NumberedLog[StatusChange]:
+    """The log of a version's status."""
+    prefix = layout.status_changes(name, version)
+    return NumberedLog(store, prefix, read=entries.status_from_bytes, write=entries.status_to_bytes)

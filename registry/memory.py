@@ -88,7 +88,10 @@ class MemoryStore:
                 self._values.pop(key, None)
                 self._modified.pop(key, None)
 
-    def sweep(self, *, older_than: float) -> int:
+    def clear(self, prefix: str) -> None:
+        self.delete(*self.keys(prefix))
+
+    def sweep(self, *, older_than: float, dry_run: bool = False) -> int:
         return 0  # nothing is ever unfinished
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from adapterhub.errors import Conflict, NotFound
 from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import LATEST, AdapterName, AdapterRef, check_channel
-from adapterhub.registry import entries, identity, layout, rules
+from adapterhub.registry import entries, identity, layout, rules, tombstones
 from adapterhub.registry.base import (
     Changes,
     ChannelMove,
@@ -36,7 +36,7 @@ from adapterhub.registry.base import (
 from adapterhub.registry.changelog import ChangeLog
 from adapterhub.registry.channels import check_weights, rollback_targets, standing
 from adapterhub.registry.clock import now
-from adapterhub.registry.logs import NumberedLog
+from adapterhub.registry.logs import NumberedLog, status_changes
 from adapterhub.registry.overview import Overviews, found
 from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.publishing import Publisher
@@ -104,7 +104,8 @@ class ObjectRegistry:
 
     def tenants(self) -> list[str]:
         self._open()
-        return [tenant for tenant in self.store.folders(layout.TENANTS) if self._has_adapters(tenant)]
+        gone = set(tombstones.all_of(self.store))  # one that is not cleared yet is gone all the same
+        return [one for one in self.store.folders(layout.TENANTS) if one not in gone and self._has_adapters(one)]
 
     def adapters(self, tenant: str) -> list[AdapterName]:
         self._open()
@@ -286,8 +287,7 @@ class ObjectRegistry:
         return self._status_changes(name, version).newest()
 
     def _status_changes(self, name: AdapterName, version: int) -> NumberedLog[StatusChange]:
-        prefix = layout.status_changes(name, version)
-        return NumberedLog(self.store, prefix, read=entries.status_from_bytes, write=entries.status_to_bytes)
+        return status_changes(self.store, name, version)
 
     def _statuses(self, name: AdapterName) -> dict[int, StatusChange]:
         """The present status of each version that ever had one: most have none, so this is a short list."""
@@ -296,7 +296,8 @@ class ObjectRegistry:
         return {n: change for n, change in zip(numbers, newest, strict=True) if change is not None}
 
     def delete_tenant(self, tenant: str, *, who: str, why: str = "") -> None:
-        raise NotImplementedError
+        self._open()
+        tombstones.bury(self.store, tenant, who=who, why=why)
 
     # ── evaluations and signatures ───────────────────────────────────────────────────────────────────────────
 

@@ -31,6 +31,7 @@ from adapterhub.registry.files import storage_errors
 from adapterhub.registry.intents import Intents
 from adapterhub.registry.records import Records, blob_key
 from adapterhub.registry.store import Store, create_hint
+from adapterhub.registry.tombstones import clear, is_gone
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0  # seconds, before jitter
 
@@ -116,12 +117,14 @@ class Publisher:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _refuse_deleted(self, tenant: str) -> None:
-        """After the intent was told: whoever deletes the tenant meanwhile finds it."""
-        if self._store.exists(layout.gone(tenant)):
+        if is_gone(self._store, tenant):
             raise rules.tenant_gone(tenant)
 
     def _look_again(self, record: Record) -> None:
-        """No collector of ours takes the bytes; a rule of the bucket or a person might have."""
+        """No collector of ours takes the bytes; a rule of the bucket or a person might have. And a tenant may go."""
+        if is_gone(self._store, record.name.tenant):
+            clear(self._store, record.name.tenant)
+            raise rules.tenant_gone(record.name.tenant)
         for file in record.manifest.files:
             if not self._store.exists(blob_key(record, file.sha256)):
                 raise IntegrityError(

@@ -141,9 +141,17 @@ class S3Store:
         for start in range(0, len(keys), _PAGE):
             self._delete_batch(keys[start : start + _PAGE])
 
-    def sweep(self, *, older_than: float) -> int:
+    def clear(self, prefix: str) -> None:
+        for upload in self._uploads(prefix):
+            self._abort(self.address.own(upload["Key"]), upload["UploadId"])
+        while keys := self.keys(prefix, limit=_PAGE):
+            self.delete(*keys)
+
+    def sweep(self, *, older_than: float, dry_run: bool = False) -> int:
         horizon = datetime.now(UTC) - timedelta(seconds=older_than)
         stale = [upload for upload in self._uploads() if upload["Initiated"] < horizon]
+        if dry_run:
+            return len(stale)
         return sum(self._abort(self.address.own(upload["Key"]), upload["UploadId"]) for upload in stale)
 
     def notes(self) -> list[str]:
@@ -234,10 +242,10 @@ class S3Store:
                 hint="ask for s3:DeleteObject below the prefix; docs/trust.md has a policy",
             )
 
-    def _uploads(self) -> Iterator[dict[str, Any]]:
+    def _uploads(self, below: str = "") -> Iterator[dict[str, Any]]:
         """All uploads by parts that were not finished."""
         markers = {"NextKeyMarker": "KeyMarker", "NextUploadIdMarker": "UploadIdMarker"}
-        prefix = self.address.key("")
+        prefix = self.address.key(below)
         try:
             for page in self._requests.pages("list_multipart_uploads", markers, Prefix=prefix):
                 yield from page.get("Uploads", ())

@@ -76,7 +76,10 @@ class Store(Protocol):
     def delete(self, *keys: str) -> None:
         """For garbage collection and deletion of tenants alone. No error where there is no such key."""
 
-    def sweep(self, *, older_than: float) -> int:
+    def clear(self, prefix: str) -> None:
+        """Remove all that is below a prefix where nobody writes again, in the order of `keys`, unfinished or not."""
+
+    def sweep(self, *, older_than: float, dry_run: bool = False) -> int:
         """Remove what killed writers left unfinished more than ``older_than`` seconds ago; returns how many."""
 
 
