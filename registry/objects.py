@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adapterhub.errors import Conflict, NotFound
+from adapterhub.errors import Conflict, Gone, NotFound
 from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import LATEST, AdapterName, AdapterRef, check_channel
 from adapterhub.registry import entries, identity, layout, rules, tombstones
@@ -206,6 +206,7 @@ class ObjectRegistry:
                 channel, seq + 1, chosen, "set", why, who, now(), op=uuid.uuid4().hex, gates=dict(gates or {})
             )
             if self._append(name, move):
+                self._require_kept(name, move)
                 return move
             if not force:
                 raise self._moved(name, channel)
@@ -243,6 +244,17 @@ class ObjectRegistry:
         if not self._append(name, move):
             raise self._moved(name, channel)
         return move
+
+    def _require_kept(self, name: AdapterName, move: ChannelMove) -> None:
+        """Whoever deletes versions by rule yanks, and then looks at the channels: one of us two sees the other."""
+        for target in move.targets:
+            status = rules.status_of(self._newest_status(name, target.version))
+            if status in rules.GONE:
+                raise Gone(
+                    f"{name}@{target.version} was {status} while the channel {move.channel!r} moved to it",
+                    why="the channel points at it now, and is refused",
+                    hint=f"ah channel rollback {name} {move.channel}",
+                )
 
     def _append(self, name: AdapterName, move: ChannelMove) -> bool:
         """Whether this move is now the log's entry of its number."""
