@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from adapterhub.errors import NotFound, Unsupported
@@ -27,10 +26,9 @@ from adapterhub.registry.condemned import LARGEST, QUARANTINE, Condemned
 from adapterhub.registry.intents import Intent, Intents
 from adapterhub.registry.logs import status_changes
 from adapterhub.registry.objects import ObjectRegistry
+from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.records import Records, blob_key
 from adapterhub.registry.store import Entry, Store
-
-_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -224,9 +222,8 @@ class _Versions:
         changed = {
             (name, int(n)) for name in {name for name, _ in new} for n in self._store.folders(layout.statuses(name))
         }
-        with ThreadPoolExecutor(_THREADS if len(new) > 1 else 1) as pool:
-            for record, deleted in pool.map(lambda one: self._read(*one, changed=one in changed), new):
-                self._add(record, deleted)
+        for record, deleted in side_by_side(lambda one: self._read(*one, changed=one in changed), new):
+            self._add(record, deleted)
         self._known.update(new)
 
     def _read(self, name: AdapterName, number: int, *, changed: bool) -> tuple[Record, bool]:
