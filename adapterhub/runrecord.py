@@ -21,6 +21,7 @@ from adapterhub.refs import AdapterName
 
 FILE = "run.json"
 ADAPTER = "adapter"  # the folder beside it
+TRAINING = "training.yml"  # in that folder: the resolved config, without a path of the machine that trained
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from typing import Any
 
 from adapterhub.errors import AlreadyExists, DataError, NotFound, StorageError
 from adapterhub.manifest import Lineage
-from adapterhub.runrecord import ADAPTER, FILE, RunRecord
+from adapterhub.runrecord import ADAPTER, FILE, TRAINING, RunRecord
 from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.dialect import KeyFate, Reading, read_config, read_yaml
 from adapterhub.trainers.events import Listener, Stage, ignore
 from adapterhub.trainers.fit import Fitted, fit, last_checkpoint
+from adapterhub.trainers.lineage import data_hashes, portable
 from adapterhub.trainers.prepare import Prepared, Split, prepare
 from adapterhub.trainers.report import write_report
 from adapterhub.trainers.shortage import OutOfMemory, smaller_batch
@@ -151,6 +152,7 @@ def _finish(
     on_event(Stage("writing the report"))
     record = _record(prepared, fitted)
     write_report(folder, prepared=prepared, fitted=fitted, fates=fates, environment=record.lineage.environment)
+    (folder / ADAPTER / TRAINING).write_text(portable(prepared).to_yaml(), encoding="utf-8")
     record.write(folder / FILE)
     return Result(folder, record, fitted)
 
@@ -217,18 +219,10 @@ def _record(prepared: Prepared, fitted: Fitted) -> RunRecord:
     metrics = {"train_loss": round(fitted.train_loss, 6)}
     if fitted.eval_loss is not None:
         metrics["eval_loss"] = round(fitted.eval_loss, 6)
-    # Of what was trained, not of where: the same training elsewhere has the same lineage.
-    portable = replace(
-        config,
-        base_model=base.name,
-        output_dir=None,
-        datasets=tuple(replace(s, path=Path(s.path).name) for s in config.datasets),
-        test_datasets=tuple(replace(s, path=Path(s.path).name) for s in config.test_datasets),
-    )
     lineage = Lineage(
         method="sft",
-        config_sha256=_sha256(portable.to_yaml().encode()),
-        data_sha256=tuple(file["sha256"] for file in _files(prepared)),
+        config_sha256=_sha256(portable(prepared).to_yaml().encode()),
+        data_sha256=data_hashes(prepared),
         seed=config.seed,
         metrics=metrics,
         environment=environment(),

@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": ("plan", "plan"),
     "eval": ("evaluate", "evaluate"),
     "publish": ("publish", "publish"),
+    "reproduce": ("reproduce", "reproduce"),
     "serve": ("serve", "serve"),
     "ask": ("ask", "ask"),
     "tenant": ("tenant", "app"),

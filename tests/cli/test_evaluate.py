@@ -92,3 +92,22 @@ def test_bad_input_is_said_before_anything_is_loaded(
     ):
         done = ah(*words)
         assert (done.code, what in done.err) == (2, True), (words, done.err)
+
+
+def test_a_version_is_trained_again_to_the_same_bytes(
+    ah: Ah, run: Path, rows: Path, tiny_base: Path, adapter_factory: Any, tmp_path: Path
+) -> None:
+    assert ah("publish", run, "--name", "acme/ahoy").code == 0
+    done = ah("reproduce", "acme/ahoy@1", "--data", rows.parent, "--base", tiny_base, "--json")
+    assert (done.code, done.json["same"]) == (0, True)
+    assert "not as it was" not in done.err
+
+    elsewhere = tmp_path / rows.name
+    elsewhere.write_text(rows.read_text().replace("Ahoy", "Ahem"))
+    other = ah("reproduce", "acme/ahoy@1", "--data", elsewhere, "--base", tiny_base)
+    assert (other.code, "is not what acme/ahoy@1 was trained on" in other.err) == (2, True)
+    missing = ah("reproduce", "acme/ahoy@1", "--data", run / "run.json", "--base", tiny_base)
+    assert (missing.code, "eval.jsonl is not among those given" in missing.err) == (2, True)
+    assert ah("publish", adapter_factory(), "--name", "acme/foreign").code == 0
+    foreign = ah("reproduce", "acme/foreign", "--data", rows)
+    assert (foreign.code, "does not say how it was trained" in foreign.err) == (2, True)

@@ -74,7 +74,7 @@ def test_a_run_leaves_an_adapter_that_the_registry_takes(write_config: Writer, t
     assert peftdir.verdicts(adapter).serve.answer == "yes"
     assert adapter.config["base_model_name_or_path"] == tiny_base.name
     assert sorted(p.name for p in result.adapter.iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
+        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "training.yml"
     ]  # fmt: skip
 
     record = RunRecord.read(result.folder / "run.json")

@@ -1,0 +1,81 @@
+"""What a training says of itself, apart from where it ran: the portable config, and how a rerun is told apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from adapterhub.errors import DataError
+from adapterhub.trainers.config import DataSource, TrainConfig
+from adapterhub.trainers.prepare import Prepared
+
+
+def portable(prepared: Prepared) -> TrainConfig:
+    """The config without a path of this machine: the same training elsewhere has the same."""
+    config = prepared.config
+    return replace(
+        config,
+        base_model=prepared.base.name,
+        output_dir=None,
+        datasets=_named(config.datasets),
+        test_datasets=_named(config.test_datasets),
+        chat_template_jinja=prepared.template if config.chat_template == "jinja" else None,
+        report_to=(),  # whom it was told to changes no weight, and is nobody's business
+        wandb_project=None,
+        wandb_entity=None,
+        wandb_name=None,
+        mlflow_tracking_uri=None,
+        mlflow_experiment_name=None,
+    )
+
+
+def at_hand(config: TrainConfig, *, base: str, data: Sequence[Path], output_dir: Path) -> TrainConfig:
+    """A portable config with the base and the data files of this machine, found by their names.
+
+    Args:
+        data: files, or folders that hold them.
+
+    Raises DataError where one is missing.
+    """
+    files = {file.name: file for path in data for file in (sorted(path.iterdir()) if path.is_dir() else [path])}
+
+    def found(sources: tuple[DataSource, ...]) -> tuple[DataSource, ...]:
+        missing = [source.path for source in sources if source.path not in files]
+        if missing:
+            raise DataError(
+                f"the data file {missing[0]} is not among those given",
+                why="the training was made with it; it is found by its name and known by its hash",
+                hint=f"--data PATH/{missing[0]}, or a folder that holds it",
+            )
+        return tuple(replace(source, path=str(files[source.path].absolute())) for source in sources)
+
+    return replace(
+        config,
+        base_model=base,
+        datasets=found(config.datasets),
+        test_datasets=found(config.test_datasets),
+        output_dir=str(output_dir),
+    )
+
+
+def data_hashes(prepared: Prepared) -> tuple[str, ...]:
+    """sha256 of every data file, those of the training first, each once."""
+    files = [*prepared.train.files, *(prepared.evaluation.files if prepared.evaluation else ())]
+    return tuple(dict.fromkeys(file.sha256 for file in files))
+
+
+def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What is not as it was, in words: ``torch 2.12.0 → 2.13.0``."""
+    names = sorted({*then, *now})
+    return [f"{n} {then.get(n, 'absent')} → {now.get(n, 'absent')}" for n in names if then.get(n) != now.get(n)]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _named(sources: tuple[DataSource, ...]) -> tuple[DataSource, ...]:
+    return tuple(replace(source, path=Path(source.path).name) for source in sources)
