@@ -15,11 +15,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 from adapterhub.base import BaseModel
-from adapterhub.errors import AdapterHubError
+from adapterhub.errors import AdapterHubError, StorageError
 from adapterhub.manifest import Record
+from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Registry
 from adapterhub.registry.cache import Cache
 from adapterhub.registry.signing import Signers
+from adapterhub.serving import workingset
 from adapterhub.serving.access import Access
 from adapterhub.serving.admission import Admission
 from adapterhub.serving.callers import Caller
@@ -31,6 +33,7 @@ from adapterhub.serving.residency import Engine, Residency
 from adapterhub.serving.rollout import Rollout
 from adapterhub.serving.trials import Trials
 from adapterhub.serving.versions import Versions
+from adapterhub.serving.workingset import WorkingSet
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,9 @@ class Replica:
         self.admission = Admission(window or Window(slots=config.max_loras))
         self.rollout = Rollout(registry, warm=self.residency.ensure, blocking=self.blocking)
         self.trials = Trials(registry, blocking=self.blocking, moved=self.rollout.look, clock=time.monotonic)
+        self._working_set_path = workingset.path_of(
+            config.cache, registry=config.registry, base=base.fingerprint.content
+        )
         self.not_ready = "it is starting"  # empty: ready
         self._watchers: list[asyncio.Task[None]] = []
 
@@ -88,6 +94,7 @@ class Replica:
         watched = {
             "the registry": self.rollout.watch(poll_seconds=config.poll_seconds, rescan_seconds=config.rescan_seconds)
         }
+        watched["the working set"] = self._keep_working_set()
         if self.access.needs_keys:
             watched["tenants and keys"] = self.access.watch(poll_seconds=config.poll_seconds)
         for what, watching in watched.items():
@@ -99,6 +106,45 @@ class Replica:
         if not task.cancelled():
             self.not_ready = f"the watcher of {what} ended"
             log.error("the watcher of %s ended", what, exc_info=task.exception())
+
+    async def restore(self) -> None:
+        """Load what this replica held before it was restarted, the last used first, while there is room."""
+        kept = await self.blocking(workingset.read, self._working_set_path)
+        for text in reversed(kept.versions):
+            if self.residency.places.is_full:
+                break
+            await self._restore(text, load=True)
+        for text in kept.references:
+            await self._restore(text, load=False)
+
+    async def _restore(self, text: str, *, load: bool) -> None:
+        try:
+            version = await self.rollout.current(AdapterRef.parse(text))
+            if load:
+                await self.residency.ensure(version.record)
+        except AdapterHubError as error:
+            log.info("%s was in use before, and is not taken up again: %s", text, error)
+
+    def working_set(self) -> WorkingSet:
+        resident = self.residency.places.resident
+        in_use = [str(p.ref) for p in self.rollout.pointers if str(p.ready.main.record.ref) in resident]
+        return WorkingSet(versions=resident, references=tuple(in_use))
+
+    async def _keep_working_set(self) -> None:
+        """Restore it, then write it down as it changes."""
+        await self.restore()
+        written, failed = None, False
+        while True:
+            present = self.working_set()
+            if present != written:
+                try:
+                    await self.blocking(workingset.write, self._working_set_path, present)
+                    written, failed = present, False
+                except StorageError as error:
+                    if not failed:
+                        log.warning("what is loaded cannot be written down for the next start: %s", error)
+                    failed = True
+            await asyncio.sleep(self.config.poll_seconds)
 
     async def poll(self) -> None:
         """Look at the registry now; returns when what moved is served. Raises StorageError."""

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from adapterhub.errors import IntegrityError, StillLoading, TooManyRequests
+from adapterhub.errors import AdapterError, IntegrityError, StillLoading, TooManyRequests
 from adapterhub.manifest import Record
 
 # Between an answer's last byte and the end of its lease. The engine hears of a request that was broken off, or that
 # ended on a stop string, by a message of its own, a moment after the client's side is over.
 SETTLE_SECONDS = 0.25
+REFUSAL_SECONDS = 60.0  # that an adapter which the engine refused is not tried again: a load holds up the others'
 RETRY_SECONDS = 5.0  # until a client that was sent away should ask again
 
 
@@ -96,8 +98,11 @@ class Residency:
         capacity: int,
         prepare: Callable[[Record], Awaitable[Path]],
         settle: float = SETTLE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``prepare`` gives a version's folder, and is quick where it is there already; ``settle`` in seconds."""
+        self._clock = clock
+        self._refused: dict[str, tuple[float, AdapterError]] = {}  # by the engine: until when
         self.places = Places(capacity)
         self._engine = engine
         self._prepare = prepare
@@ -136,6 +141,7 @@ class Residency:
             )
         if self.places.is_resident(name):
             return
+        self._check_refusal(name)
         task = self._loads.get(name)
         if task is None:
             task = self._loads[name] = asyncio.create_task(self._load(record), name=f"load {name}")
@@ -144,6 +150,14 @@ class Residency:
         if not done:
             raise StillLoading(f"{name} is being loaded", why="ask again in a moment", retry_after=RETRY_SECONDS)
         await task
+
+    def _check_refusal(self, name: str) -> None:
+        until, error = self._refused.get(name, (0.0, None))
+        if error is None:
+            return
+        if self._clock() < until:
+            raise error.with_traceback(None)
+        del self._refused[name]
 
     async def make_room(self, record: Record, *, most: int) -> None:
         """Forget idle versions of a version's tenant, so that with it at most ``most`` of them are loaded.
@@ -177,7 +191,12 @@ class Residency:
             while self.places.is_full:
                 await self._make_room()
             # again: the folder may have been deleted while we waited for room
-            await self._engine.load(name, await self._prepare(record))
+            path = await self._prepare(record)
+            try:
+                await self._engine.load(name, path)
+            except AdapterError as error:
+                self._refused[name] = (self._clock() + REFUSAL_SECONDS, error)
+                raise
             self.places.add(name)
 
     async def _make_room(self) -> None:

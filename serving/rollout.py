@@ -8,6 +8,7 @@ the new, and none waits for a load.
     channel moved             ──►  warm the new version, then flip; of a channel that several share, all of them
     version yanked            ──►  refused at once (410); a channel that was moved off it flips at once
     registry away             ──►  what is known goes on being served
+    not there                 ──►  not looked up again before the next poll
 
 The change log is polled every few seconds, one LIST a tenant; a full look behind it finds what the log lost.
 """
@@ -29,6 +30,8 @@ from adapterhub.serving.canary import pick
 from adapterhub.serving.deployment import Deployment, read_deployment
 
 log = logging.getLogger(__name__)
+
+_MOST_UNKNOWN = 10_000  # references that are remembered not to be there; more are looked up each time
 
 Blocking = Callable[..., Awaitable[Any]]  # runs a blocking function, with its arguments, off the event loop
 
@@ -59,6 +62,7 @@ class Rollout:
         self._blocking = blocking
         self._pointers: dict[AdapterRef, Pointer] = {}
         self._learning: dict[AdapterRef, asyncio.Task[Deployment]] = {}
+        self._unknown: dict[AdapterRef, NotFound] = {}  # until the next look
         self._cursors: dict[str, str] = {}  # by tenant
         self._one_look = asyncio.Lock()
         self._away = False
@@ -73,6 +77,8 @@ class Rollout:
 
     async def deployment(self, ref: AdapterRef) -> Deployment:
         """What ``ref`` means here and now, to all callers together. Raises NotFound, Gone, StorageError."""
+        if ref in self._unknown:
+            raise self._unknown[ref].with_traceback(None)
         pointer = self._pointers.get(ref)
         if pointer is None:
             return await self._learn(ref)
@@ -102,6 +108,7 @@ class Rollout:
     async def look(self) -> None:
         """Look at what the change logs name."""
         async with self._one_look:
+            self._unknown.clear()
             for tenant, cursor in list(self._cursors.items()):
                 changes = await self._blocking(self._registry.changes, tenant, cursor)
                 await self._refresh(p for p in self.pointers if any(e.concerns(p.ref) for e in changes.events))
@@ -110,6 +117,7 @@ class Rollout:
     async def rescan(self) -> None:
         """Look at everything that is in use."""
         async with self._one_look:
+            self._unknown.clear()
             await self._refresh(self.pointers)
 
     async def settle(self) -> None:
@@ -129,8 +137,9 @@ class Rollout:
 
     def _learned(self, ref: AdapterRef, task: asyncio.Task[Deployment]) -> None:
         del self._learning[ref]
-        if not task.cancelled():
-            task.exception()  # seen: with every waiter gone nobody else would look
+        error = None if task.cancelled() else task.exception()  # seen: with every waiter gone nobody else would look
+        if isinstance(error, NotFound) and len(self._unknown) < _MOST_UNKNOWN:
+            self._unknown[ref] = error
 
     async def _resolve_first(self, ref: AdapterRef) -> Deployment:
         tenant = ref.name.tenant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from adapterhub.base import find_base
-from adapterhub.errors import IntegrityError
+from adapterhub.errors import AdapterHubError, IntegrityError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, rollouts
@@ -231,6 +232,35 @@ class TestTrial:
         await replica.trials.settle()
         assert registry.channels(AdapterName.parse("acme/support"))["prod"].kind == "rollback"
         assert 400 <= next(a.status_code for a in answers if a.status_code != 200) < 500
+
+
+class TestFaults:
+    async def test_an_adapter_that_the_engine_refuses_is_its_callers_matter(
+        self, client: httpx.AsyncClient, publish: Publish, engine: Any
+    ) -> None:
+        publish("acme/good")
+        publish("acme/broken")
+        engine.refused = "acme/broken@1"
+        answers = await asyncio.gather(*(chat(client, m) for _ in range(10) for m in ("acme/good", "acme/broken")))
+        assert [answer.status_code for answer in answers] == [200, 422] * 10
+        assert "acme/broken@1 cannot be loaded" in answers[1].text
+        assert engine.loads.count("acme/broken@1") == 1, "everybody's loads wait for each"
+
+    async def test_a_registry_of_garbage(
+        self, client: httpx.AsyncClient, publish: Publish, registry: Any, replica: Replica
+    ) -> None:
+        publish(channel="prod")
+        publish("acme/other")
+        assert (await chat(client, "acme/support@prod")).status_code == 200
+        values = registry.store._values
+        for key in values:
+            values[key] = b'{"half": '
+        with contextlib.suppress(AdapterHubError):
+            await replica.poll()
+        assert (await chat(client, "acme/support@prod")).status_code == 200
+        answer = await chat(client, "acme/other")
+        assert answer.status_code == 503
+        assert "half" not in answer.text and "memory://" not in answer.text
 
 
 class TestRefusals:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.errors import Unsupported
+from adapterhub.errors import StorageError, Unsupported
 from adapterhub.manifest import Record
 from adapterhub.serving.residency import Places, Residency
 
@@ -167,12 +167,29 @@ async def test_the_engine_hears_of_an_end_before_the_adapter_can_go(
     assert slow.places.leases("acme/a@1") == 1
 
 
+async def test_what_the_engine_refused_is_not_tried_at_once_again(
+    engine: Any, prepare: Prepare, records: dict[str, Record]
+) -> None:
+    """A load holds up everybody's loads: whoever asks for a broken adapter in a loop must not."""
+    now = [0.0]
+    residency = Residency(engine, capacity=3, prepare=prepare, clock=lambda: now[0])
+    engine.refused = "acme/a@1"
+    for _ in range(5):
+        with pytest.raises(Unsupported):
+            await residency.ensure(records["a"])
+    assert engine.loads == ["acme/a@1"]
+    await residency.ensure(records["b"])
+    engine.refused, now[0] = "", 61
+    await residency.ensure(records["a"])
+    assert set(engine.held) == {"acme/a@1", "acme/b@1"}
+
+
 async def test_a_load_that_fails_is_told_to_all_and_tried_again(
     residency: Residency, engine: Any, records: dict[str, Record]
 ) -> None:
-    engine.failure = Unsupported("no")
+    engine.failure = StorageError("no")
     results = await asyncio.gather(*(residency.ensure(records["a"]) for _ in range(3)), return_exceptions=True)
-    assert [type(r) for r in results] == [Unsupported] * 3
+    assert [type(r) for r in results] == [StorageError] * 3
     assert engine.loads == ["acme/a@1"]
     engine.failure = None
     async with residency.lease(records["a"]):

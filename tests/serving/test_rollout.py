@@ -99,11 +99,11 @@ class TestHotSwap:
     ) -> None:
         async with replica.residency.lease((await replica.rollout.current(PROD)).record):
             pass
-        engine.failure = Unsupported("the engine refuses it")
+        engine.failure = StorageError("the disk is full")
         move(registry, 2)
         await replica.poll()
         assert await number(replica) == 1
-        assert "refuses" in replica.rollout.pointers[0].problem
+        assert "disk" in replica.rollout.pointers[0].problem
         engine.failure = None
         await replica.poll()
         assert await number(replica) == 2
@@ -303,7 +303,26 @@ async def test_what_is_not_there_leaves_no_trace(replica: Replica, publish: Publ
     assert not replica.rollout.pointers
     publish()
     publish("nobody/nothing")
+    await replica.rollout.look()
     assert await number(replica, "nobody/nothing") == 1
+
+
+async def test_what_is_not_there_is_looked_up_once_a_poll(
+    replica: Replica, publish: Publish, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    asked: list[AdapterRef] = []
+    resolve = registry.resolve
+    monkeypatch.setattr(registry, "resolve", lambda ref: (asked.append(ref), resolve(ref))[1])
+    monkeypatch.setattr("adapterhub.serving.rollout._MOST_UNKNOWN", 2)
+    for _ in range(3):
+        for adapter in ("a", "b", "c"):
+            with pytest.raises(NotFound):
+                await number(replica, f"acme/{adapter}")
+    assert sorted(ref.name.adapter for ref in asked) == ["a", "b", "c", "c", "c"], "memory is bounded"
+    publish("acme/a")
+    await replica.rollout.look()
+    assert await number(replica, "acme/a") == 1
 
 
 async def test_many_first_requests_ask_the_registry_once(replica: Replica, publish: Publish) -> None:
