@@ -14,7 +14,7 @@ from adapterhub.refs import AdapterName
 Task = Literal["style", "domain", "reasoning", "full"]
 
 RANKS: Mapping[str, int] = {"style": 8, "domain": 16, "reasoning": 64, "full": 128}
-BLOCK = ("name", "task", "channel", "description", "labels")  # keys of the adapterhub: block
+BLOCK = ("name", "task", "channel", "description", "labels", "skip_bad_rows")  # keys of the adapterhub: block
 MESSAGE_PROPERTIES = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
 ALPHA = 32.0  # fixed, so that the best learning rate does not move with the rank (LoRA Without Regret)
 
@@ -43,6 +43,7 @@ class DataSource:
 
     path: str
     type: str | UserFormat | None = None
+    ds_type: str | None = None  # json, csv or parquet; None: told from the file
     field: str | None = None  # of plain text; None: text
     field_messages: str | None = None  # None: messages, or conversations for ShareGPT
     field_tools: str = "tools"
@@ -71,6 +72,7 @@ class TrainConfig:
     channel: str | None = None
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    skip_bad_rows: int = 0  # of all data files together
     # model
     model_revision: str | None = None
     trust_remote_code: bool = False

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import ConfigError, DataError, MissingDependency, NotFound
 from adapterhub.trainers import checks
 from adapterhub.trainers.config import DataSource, TrainConfig
-from adapterhub.trainers.data import Conversation, DataFile, Row, read_source
+from adapterhub.trainers.data import DataFile, Row, read_source
 from adapterhub.trainers.labels import CHATML, Example, Labeler
 
 
@@ -63,20 +65,21 @@ def prepare(config: TrainConfig, *, beside: Mapping[str, Path | None] | None = N
         ConfigError: a template, token or target module that the base does not have.
     """
     beside = beside or {}
-    files = _read(config.datasets, beside.get("datasets"))
-    test_files = _read(config.test_datasets, beside.get("test_datasets"))
+    files = _read(config.datasets, beside.get("datasets"), config.skip_bad_rows)
+    left = config.skip_bad_rows - sum(len(file.skipped) for file in files)
+    test_files = _read(config.test_datasets, beside.get("test_datasets"), left)
     base = find_base(config.base_model, revision=config.model_revision)
     tokenizer = load_tokenizer(base, config)
-    chat = any(isinstance(row, Conversation) for file in (*files, *test_files) for row in file.rows)
+    chat = any(file.chat for file in (*files, *test_files))
     template = _template(config, tokenizer, beside.get("config")) if chat else None
     labeler = Labeler(
         tokenizer, template=template, train_on_inputs=config.train_on_inputs, end_ids=generation_ends(base)
     )
     positions = (base.config.get("text_config") or base.config).get("max_position_embeddings")
     limit = min(config.sequence_len, positions or config.sequence_len)
-    rows, held_out = _split([row for file in files for row in file.rows], config)
+    rows, held_out = _split(files, config)
     train = _labelled(files, rows, labeler, config, limit)
-    test_rows = held_out or [row for file in test_files for row in file.rows]
+    test_rows = held_out or _Rows(test_files)
     evaluation = _labelled(test_files or files, test_rows, labeler, config, limit) if test_rows else None
     expected = checks.learning_rate(base.config)
     config = replace(config, learning_rate=config.learning_rate or expected)
@@ -129,8 +132,12 @@ def generation_ends(base: BaseModel) -> list[int]:
     return ids
 
 
-def _read(sources: Sequence[DataSource], beside: Path | None) -> tuple[DataFile, ...]:
-    return tuple(read_source(source, beside=beside) for source in sources)
+def _read(sources: Sequence[DataSource], beside: Path | None, skip_bad_rows: int) -> tuple[DataFile, ...]:
+    files: list[DataFile] = []
+    for source in sources:
+        left = skip_bad_rows - sum(len(file.skipped) for file in files)
+        files.append(read_source(source, beside=beside, skip_bad_rows=left))
+    return tuple(files)
 
 
 def _template(config: TrainConfig, tokenizer: Any, beside: Path | None) -> str | None:
@@ -157,15 +164,39 @@ def _template(config: TrainConfig, tokenizer: Any, beside: Path | None) -> str |
     return template.get("default") if isinstance(template, dict) else template
 
 
-def _split(rows: list[Row], config: TrainConfig) -> tuple[list[Row], list[Row]]:
+class _Rows(Sequence[Row]):
+    """Rows of some files by place, none of them held in memory."""
+
+    def __init__(self, files: Sequence[DataFile], places: Sequence[int] | None = None) -> None:
+        self._files, self._starts = files, [0, *itertools.accumulate(len(file.rows) for file in files)]
+        self._places = range(self._starts[-1]) if places is None else places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, i: int) -> Row: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Row]: ...
+    def __getitem__(self, i: int | slice) -> Row | Sequence[Row]:
+        if isinstance(i, slice):
+            return _Rows(self._files, self._places[i])
+        place = self._places[i]
+        file = bisect.bisect_right(self._starts, place) - 1
+        return self._files[file].rows[place - self._starts[file]]
+
+
+def _split(files: Sequence[DataFile], config: TrainConfig) -> tuple[Sequence[Row], Sequence[Row]]:
     """Shuffled, and the last ``val_set_size`` of them held out: a share below 1, a count from 1."""
+    places = list(range(sum(len(file.rows) for file in files)))
     if config.shuffle_merged_datasets:
-        random.Random(config.seed).shuffle(rows)  # noqa: S311  not a secret
+        random.Random(config.seed).shuffle(places)  # noqa: S311  not a secret
     size = config.val_set_size
-    count = int(size) if size >= 1 else round(size * len(rows))
-    if count >= len(rows):
-        raise ConfigError(f"val_set_size {size:g} leaves nothing to train on", why=f"there are {len(rows)} rows")
-    return (rows[:-count], rows[-count:]) if count else (rows, [])
+    count = int(size) if size >= 1 else round(size * len(places))
+    if count >= len(places):
+        raise ConfigError(f"val_set_size {size:g} leaves nothing to train on", why=f"there are {len(places)} rows")
+    rows = _Rows(files, places)
+    return (rows[:-count], rows[-count:]) if count else (rows, ())
 
 
 def _labelled(

@@ -262,6 +262,8 @@ def _files(prepared: Prepared) -> list[dict[str, Any]]:
             "detected": f.detected,
             "rows": len(f.rows),
             "unused_columns": f.unused,
+            "duplicates": f.duplicates,
+            "skipped": f.skipped,
         }
         for f in files
     ]

@@ -25,10 +25,11 @@ def train(
         str | None, typer.Option("--base", metavar="DIR|HUB_ID", help="The model to adapt; default $AH_BASE.")
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option("--data", metavar="JSONL", help="Training rows; may be repeated.")
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="Rows: JSONL, JSON, CSV or Parquet; may be repeated."),
     ] = None,
     eval_data: Annotated[
-        list[Path] | None, typer.Option("--eval-data", metavar="JSONL", help="Rows for the evaluation loss.")
+        list[Path] | None, typer.Option("--eval-data", metavar="FILE", help="Rows for the evaluation loss.")
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="TENANT/ADAPTER", help="What it will be published as.")
@@ -58,6 +59,9 @@ def train(
         bool,
         typer.Option("--auto-batch", help="Out of memory: go on with half the micro batch and twice the accumulation."),
     ] = False,
+    skip_bad_rows: Annotated[
+        int | None, typer.Option("--skip-bad-rows", metavar="N", help="Leave out up to N bad rows, and name them.")
+    ] = None,
     allow_unknown_keys: Annotated[
         bool, typer.Option("--allow-unknown-keys", help="Note unknown keys instead of refusing them.")
     ] = False,
@@ -75,6 +79,7 @@ def train(
             ("test_datasets", "--eval-data", _sources(eval_data)),
             ("adapterhub.name", "--name", name),
             ("adapterhub.task", "--task", task),
+            ("adapterhub.skip_bad_rows", "--skip-bad-rows", skip_bad_rows),
             ("output_dir", "--out", str(folder) if folder else None),
             ("lora_r", "--rank", rank),
             ("lora_alpha", "--alpha", alpha),
@@ -191,6 +196,12 @@ def _say_prepared(prepared: Prepared) -> None:
         say(f"data: {escape(str(file.path))}, {len(file.rows):,} rows of {file.format}{told}")
         if file.unused:
             say(f"[yellow]not used:[/] the columns {escape(', '.join(file.unused[:8]))} of {escape(file.path.name)}")
+        if file.duplicates:
+            say(f"[yellow]duplicates:[/] {file.duplicates:,} rows of {escape(file.path.name)} are there already")
+        for skipped in file.skipped[:5]:
+            say(f"[yellow]skipped:[/] {escape(skipped)}")
+        if len(file.skipped) > 5:
+            say(f"[yellow]skipped:[/] {len(file.skipped) - 5:,} more bad rows, listed in the run's data.json")
     held = f"; {len(prepared.evaluation.examples):,} rows to evaluate" if prepared.evaluation else ""
     say(f"rows: {len(split.examples):,} with {split.tokens:,} tokens, {split.trained_tokens:,} trained on{held}")
     if split.dropped:

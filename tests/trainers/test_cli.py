@@ -133,3 +133,15 @@ def test_what_the_rows_are_and_which_columns_are_not_used_is_said(ah: Ah, write_
     assert done.code == 0, done.err
     assert "3 rows of question/answer, told from the rows" in done.err
     assert "not used: the columns source of train.jsonl" in done.err
+
+
+def test_bad_rows_are_left_out_where_asked_for_and_named(ah: Ah, write_config: Writer) -> None:
+    rows = [*[{"question": "Say hi.", "answer": "Ahoy!"}] * 3, {"question": "Say hi."}]
+    config = write_config(rows=rows)
+    refused = ah("train", config, "--show-labels", 1)
+    assert refused.code == 2
+    assert "train.jsonl:4: answer is missing" in refused.err
+    done = ah("train", config, "--show-labels", 1, "--skip-bad-rows", 1)
+    assert done.code == 0, done.err
+    assert "train.jsonl:4: answer is missing" in done.err
+    assert "duplicates: 2 rows" in done.err

@@ -262,6 +262,7 @@ def test_flags_win_over_the_file_and_are_named_in_errors() -> None:
     [
         "",
         "adapterhub: {name: acme/support, task: full, channel: canary, labels: {team: a}, description: Hé}\n",
+        "adapterhub: {skip_bad_rows: 3}\n",
         "adapter: qlora\nlora_target_modules: [q_proj]\nval_set_size: 0.25\nspecial_tokens: {pad_token: x}\n",
         "lora_rank_pattern: {q_proj: 2}\npeft_layers_to_transform: [0]\nloraplus_lr_ratio: 16\nload_in_8bit: true\n",
         "test_datasets: [{path: e, type: alpaca, field_system: s, train_on_eos: last, roles_to_train: [user]}]\n",

@@ -7,16 +7,18 @@ as ``file:line``, with what was expected.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from adapterhub.errors import DataError
 from adapterhub.trainers.config import DataSource
-from adapterhub.trainers.data.formats import format_of
-from adapterhub.trainers.data.rows import BadRow, Row
-from adapterhub.trainers.data.strictjson import parse_object
+from adapterhub.trainers.data.files import Container, Value, container
+from adapterhub.trainers.data.formats import Reader, format_of
+from adapterhub.trainers.data.rows import BadRow, Conversation, Row
+from adapterhub.trainers.data.strictjson import check_characters, parse_object, to_json
 
 _SHOWN_ERRORS = 5
 
@@ -29,43 +31,126 @@ class DataFile:
     sha256: str
     format: str  # as it is shown: "messages", "sharegpt", "prompt/completion", …
     detected: bool  # told from the first row rather than from the config
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
+    chat: bool = False  # some rows are conversations
     unused: tuple[str, ...] = ()  # columns that nothing is made of
+    duplicates: int = 0  # rows that are there already
+    skipped: tuple[str, ...] = ()  # bad rows that were allowed: where, and what is wrong
 
 
-def read_source(source: DataSource, *, beside: Path | None = None) -> DataFile:
+class PackedRows(Sequence[Row]):
+    """Rows as their JSON text, each read again when it is asked for: a million of them are as large as their file."""
+
+    def __init__(self, reader: Reader, where: Callable[[int], str], numbers: Sequence[int], texts: list[bytes]) -> None:
+        self._reader, self._where, self._numbers, self._texts = reader, where, numbers, texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, i: int) -> Row: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Row]: ...
+    def __getitem__(self, i: int | slice) -> Row | Sequence[Row]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return self._reader(parse_object(self._texts[i]), self._where(self._numbers[i]))
+
+
+def read_source(source: DataSource, *, beside: Path | None = None, skip_bad_rows: int = 0) -> DataFile:
     """Read one entry of ``datasets``.
 
     Args:
         beside: the config file's folder, where a relative path is looked up first; then in the working directory.
+        skip_bad_rows: so many bad rows are left out and told of; one more is an error.
 
     Raises:
         DataError: the file is missing, unreadable, empty, of no known format, or has bad rows (the first five named).
     """
-    path = _find(source.path, beside)
-    digest = hashlib.sha256()
-    rows: list[Row] = []
-    bad: list[tuple[int, BadRow]] = []
-    columns: dict[str, None] = {}  # in the order of the file
-    shown, reader = "", None
-    for number, line in _lines(path, digest):
+    file = container(_find(source.path, beside), source.ds_type)
+    reading = _Reading(source, file, skip_bad_rows)
+    for number, value in file.rows():
+        reading.take(number, value)
+    with file.path.open("rb") as bytes_of:
+        sha256 = hashlib.file_digest(bytes_of, "sha256").hexdigest()
+    return reading.finished(sha256)
+
+
+@dataclass
+class _Reading:
+    """One pass over a file's rows."""
+
+    source: DataSource
+    file: Container
+    allowed: int
+    reader: Reader | None = None
+    shown: str = ""
+    chat: bool = False
+    total: int = 0
+    numbers: array[int] = field(default_factory=lambda: array("Q"))
+    texts: list[bytes] = field(default_factory=list)
+    columns: dict[str, None] = field(default_factory=dict)  # in the order of the file
+    seen: set[int] = field(default_factory=set)  # hashes of rows
+    bad: list[tuple[int, BadRow]] = field(default_factory=list)
+
+    def take(self, number: int, value: Value) -> None:
+        self.total += 1
         try:
-            raw = parse_object(line)
-            columns.update(dict.fromkeys(raw))
-            if reader is None:
-                shown, reader = format_of(source, raw)
-            rows.append(reader(raw, f"{path}:{number}"))
+            raw = _checked(value)
+            self.columns.update(dict.fromkeys(raw))
+            if self.reader is None:
+                self.shown, self.reader = format_of(self.source, raw)
+            row = self.reader(raw, "")
         except BadRow as error:
-            bad.append((number, error))
-    if bad:
-        raise _bad_rows(path, bad, len(rows) + len(bad))
-    if reader is None:
-        raise DataError(f"{path} is empty", why="it holds no rows", hint="write one JSON object a line")
-    unused = tuple(column for column in columns if column not in reader.columns)
-    return DataFile(path, digest.hexdigest(), shown, source.type is None, tuple(rows), unused)
+            self.bad.append((number, error))
+            return
+        if len(self.bad) > self.allowed:
+            self.texts.clear()  # nothing will be trained on: only counted
+            return
+        self.chat = self.chat or isinstance(row, Conversation)
+        text = value if isinstance(value, bytes) else to_json(raw)
+        self.numbers.append(number)
+        self.texts.append(text)
+        self.seen.add(hash(text.strip()))
+
+    def finished(self, sha256: str) -> DataFile:
+        path = self.file.path
+        if len(self.bad) > self.allowed:
+            raise _bad_rows(self.file, self.bad, self.total, self.allowed)
+        if self.reader is None or not self.texts:
+            raise DataError(f"{path} is empty", why="it holds no rows", hint="write one JSON object a line")
+        return DataFile(
+            path=path,
+            sha256=sha256,
+            format=self.shown,
+            detected=self.source.type is None,
+            rows=PackedRows(self.reader, self.file.where, self.numbers, self.texts),
+            chat=self.chat,
+            unused=tuple(column for column in self.columns if column not in self.reader.columns),
+            duplicates=len(self.texts) - len(self.seen),
+            skipped=tuple(f"{self.file.where(number)}: {error.what}" for number, error in self.bad),
+        )
 
 
-# ── files and lines ──────────────────────────────────────────────────────────────────────────────────────────
+def _checked(value: Value) -> dict[str, Any]:
+    if isinstance(value, BadRow):
+        raise value
+    if isinstance(value, bytes):
+        return parse_object(value)
+    check_characters(value)
+    return dict(value)
+
+
+def _bad_rows(file: Container, bad: list[tuple[int, BadRow]], total: int, allowed: int) -> DataError:
+    number, first = bad[0]
+    why = f"expected {first.expected}" if first.expected else ""
+    if len(bad) > 1:
+        others = ", ".join(str(number) for number, _ in bad[1:_SHOWN_ERRORS])
+        more = f" and {len(bad) - _SHOWN_ERRORS} more" if len(bad) > _SHOWN_ERRORS else ""
+        lines = ("line" if file.kind in ("JSON lines", "CSV") else "row") + "s"[: len(bad) > 2]
+        why += f"{'; ' if why else ''}{len(bad)} of {total} rows are bad, also {lines} {others}{more}"
+    why += f"; skip_bad_rows allows {allowed}" if allowed else ""
+    return DataError(f"{file.where(number)}: {first.what}", why=why, hint=file.look(number))
 
 
 def _find(written: str, beside: Path | None) -> Path:
@@ -81,26 +166,3 @@ def _find(written: str, beside: Path | None) -> Path:
         why="looked for " + " and ".join(str(path) for path in choices),
         hint="check datasets: path, or name it with --data",
     )
-
-
-def _lines(path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
-    """Lines that hold something, with their numbers from 1; blank ones are no rows."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                digest.update(line)
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise DataError(f"{path} cannot be read", why=error.strerror or str(error)) from error
-
-
-def _bad_rows(path: Path, bad: list[tuple[int, BadRow]], total: int) -> DataError:
-    line, first = bad[0]
-    why = f"expected {first.expected}" if first.expected else ""
-    if len(bad) > 1:
-        others = ", ".join(str(number) for number, _ in bad[1:_SHOWN_ERRORS])
-        more = f" and {len(bad) - _SHOWN_ERRORS} more" if len(bad) > _SHOWN_ERRORS else ""
-        why += f"{'; ' if why else ''}{len(bad)} of {total} rows are bad, also line{'s'[: len(bad) > 2]} {others}{more}"
-    return DataError(f"{path}:{line}: {first.what}", why=why, hint=f"look at it: sed -n {line}p {path}")

@@ -39,6 +39,14 @@ def parse(text: bytes) -> Any:
     return value
 
 
+def to_json(value: Any) -> bytes:
+    """Raises BadRow: the value is none of JSON's, like a date."""
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRow(f"the row is not JSON: {error}", "text, numbers, lists and objects") from error
+
+
 def _keys(value: Any) -> int:
     if isinstance(value, dict):
         return len(value) + sum(_keys(v) for v in value.values() if isinstance(v, dict | list))
@@ -61,7 +69,7 @@ def _parse_slowly(text: bytes) -> Any:
         raise BadRow(f"not JSON, column {error.colno}: {error.msg}", _EXPECTED) from error
     except RecursionError as error:
         raise BadRow("not JSON, nested too deep", _EXPECTED) from error
-    _check_characters(value)
+    check_characters(value)
     return value
 
 
@@ -78,7 +86,7 @@ def _no_constant(name: str) -> Any:
     raise BadRow(f"{name} is no JSON", "a number, or null")
 
 
-def _check_characters(value: Any) -> None:
+def check_characters(value: Any) -> None:
     """What JSON can write and no text holds: NUL, and one half of a surrogate pair."""
     if isinstance(value, str):
         if "\0" in value:
@@ -87,8 +95,8 @@ def _check_characters(value: Any) -> None:
             raise BadRow("half a surrogate pair (\\ud800 to \\udfff)", "whole characters; the row was cut")
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            _check_characters(key)
-            _check_characters(inner)
+            check_characters(key)
+            check_characters(inner)
     elif isinstance(value, list):
         for inner in value:
-            _check_characters(inner)
+            check_characters(inner)

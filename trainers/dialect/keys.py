@@ -140,7 +140,7 @@ TYPES = (
 SOURCE_KEYS: Mapping[str, Reader] = {
     "path": text,
     "type": choice(*TYPES),
-    "ds_type": choice("json"),
+    "ds_type": choice("json", "csv", "parquet"),
     "field": text,
     "field_messages": text,
     "field_tools": text,
@@ -174,6 +174,7 @@ BLOCK_KEYS: Mapping[str, Reader] = {
     "channel": text,
     "description": text,
     "labels": names,
+    "skip_bad_rows": whole(),
 }
 
 _TRACKERS = "a detail of the tracker's; set it in the tracker's own environment variables"
