@@ -35,11 +35,14 @@ class Server:
     base: BaseModel
     folder: Path
     http: httpx.Client
+    log: Path
 
 
 @contextlib.contextmanager
-def serve(folder: Path, base: Path, *, dtype: str = "float32", vllm_args: tuple[str, ...] = ()) -> Iterator[Server]:
-    """`ah serve` on a free port, with a registry below ``folder``."""
+def serve(
+    folder: Path, base: Path, *, dtype: str = "float32", vllm_args: tuple[str, ...] = (), database: str | None = None
+) -> Iterator[Server]:
+    """`ah serve` on a free port, with a registry below ``folder``, and keys where there is a database."""
     registry = open_registry((folder / "registry").as_uri())
     options = ServeOptions(
         base=str(base),
@@ -48,10 +51,11 @@ def serve(folder: Path, base: Path, *, dtype: str = "float32", vllm_args: tuple[
         port=0,
         dtype=dtype,
         max_model_len=1024,
+        database=database,
         vllm_args=vllm_args,
     )
     with Engine(options) as engine, httpx.Client(base_url=engine.url, timeout=600) as http:
-        yield Server(engine.url, registry, find_base(str(base)), folder, http)
+        yield Server(engine.url, registry, find_base(str(base)), folder, http, engine.log)
 
 
 @contextlib.contextmanager

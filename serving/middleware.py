@@ -29,7 +29,7 @@ from adapterhub.errors import (
 )
 from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Version
-from adapterhub.serving import lengths, tenancy
+from adapterhub.serving import exposition, lengths, tenancy
 from adapterhub.serving.admission import Turn, counting, prompt_tokens, sequences
 from adapterhub.serving.answers import error_answer, error_headers
 from adapterhub.serving.arguments import BASE_NAME
@@ -66,6 +66,8 @@ class Admitted:
     turn: Turn | None = None  # where it needs the engine's sequences
     account: Account | None = None  # where its tokens are limited
     sample: Sample | None = None  # where its version is on trial
+    is_model: bool = False
+    metrics_of: str | None = None  # the tenant whose metrics alone may be shown
 
 
 class TenancyMiddleware:
@@ -90,18 +92,17 @@ class TenancyMiddleware:
             except ClientLeft:
                 return
             except AdapterHubError as error:
-                status, body = error_answer(error, path=scope["path"], request_id=request_id)
-                headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-                headers += error_headers(error)
-                start = {"type": "http.response.start", "status": status, "headers": headers}
-                await _with_headers(send, [(b"x-request-id", request_id.encode())])(start)
-                await send({"type": "http.response.body", "body": body})
+                await _refuse(send, error, path=scope["path"], request_id=request_id)
                 return
             admitted.headers.append((b"x-request-id", request_id.encode()))
             if admitted.turn is not None:
                 send = counting(send, admitted.turn)
             if admitted.account is not None:
                 send = admitted.account.counting(send)
+            if admitted.is_model:
+                send = _without_insides(send, path=scope["path"], request_id=request_id)
+            if admitted.metrics_of is not None:
+                send = exposition.only(send, admitted.metrics_of)
             if admitted.sample is not None:
                 until_the_last_byte.enter_context(admitted.sample)
                 send = admitted.sample.watching(send)
@@ -118,7 +119,7 @@ class TenancyMiddleware:
         scope = {**scope, CALLER: caller}
         clean: Headers = [*tenancy.strip_headers(scope["headers"]), (b"x-request-id", request_id.encode())]
         if route.kind != "model":
-            return Admitted({**scope, "headers": clean}, receive)
+            return await _pass(scope, receive, clean, route, caller)
 
         await replica.quota.count_request(caller)
         body = tenancy.read_body(await _read(scope, receive))
@@ -146,7 +147,7 @@ class TenancyMiddleware:
         sent = tenancy.rewrite(body, route=route, caller=caller, model=model, chat_template=template)
         raw = json.dumps(sent).encode()
         clean.append((b"content-length", str(len(raw)).encode()))
-        return Admitted({**scope, "headers": clean}, _replay(raw, receive), added, turn, account, sample)
+        return Admitted({**scope, "headers": clean}, _replay(raw, receive), added, turn, account, sample, is_model=True)
 
     async def _within_lengths(
         self, scope: Scope, route: tenancy.Route, caller: Caller, body: dict[str, Any]
@@ -162,6 +163,42 @@ class TenancyMiddleware:
             left = lengths.room(context=context, prompt=max([lengths.ids_length(body), *counts]))
             most = left if most is None else min(most, left)
         return lengths.with_output(body, route.path, most)
+
+
+async def _refuse(send: Send, error: AdapterHubError, *, path: str, request_id: str) -> None:
+    status, body = error_answer(error, path=path, request_id=request_id)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [*error_headers(error), (b"x-request-id", request_id.encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _without_insides(send: Send, *, path: str, request_id: str) -> Send:
+    """What the engine says of its own failures goes no further: it may name files, and other tenants' adapters."""
+    broken = False
+
+    async def sending(message: Message) -> None:
+        nonlocal broken
+        if message["type"] == "http.response.start" and message["status"] >= 500:
+            broken = True
+            error = EngineError("the engine could not answer", why=f"it said {message['status']}; its log says why")
+            await _refuse(send, error, path=path, request_id=request_id)
+        elif not broken:
+            await send(message)
+
+    return sending
+
+
+async def _pass(scope: Scope, receive: Receive, clean: Headers, route: tenancy.Route, caller: Caller) -> Admitted:
+    """A request whose body names no model: as it is, and not longer than others. Raises TooLarge, ClientLeft."""
+    if scope["method"] == "POST":
+        raw = await _read(scope, receive)
+        clean.append((b"content-length", str(len(raw)).encode()))
+        receive = _replay(raw, receive)
+    only = caller.tenant if route.kind == "metrics" and "admin" not in caller.scopes else None
+    if only is not None:
+        clean = [(name, value) for name, value in clean if name != b"accept-encoding"]  # to be read here
+    return Admitted({**scope, "headers": clean}, receive, metrics_of=only)
 
 
 async def _reserve(
@@ -250,7 +287,8 @@ def _caller(replica: Replica, route: tenancy.Route, headers: Headers) -> Caller:
     if route.kind == "open":
         return SINGLE_USER
     caller = replica.access.caller(headers)
-    caller.check_scope(route.scope)
+    if route.scope is not None:
+        caller.check_scope(route.scope)
     return caller
 
 

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from adapterhub.errors import AdapterError, IntegrityError, StillLoading, TooManyRequests
+from adapterhub.errors import AdapterError, Conflict, IntegrityError, StillLoading, TooManyRequests
 from adapterhub.manifest import Record
 
 # Between an answer's last byte and the end of its lease. The engine hears of a request that was broken off, or that
@@ -50,6 +50,7 @@ class Places:
         self.capacity = capacity
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently used first
         self._leases: dict[str, int] = {}
+        self._pins: set[str] = set()
 
     def take(self, name: str) -> None:
         self._leases[name] = self._leases.get(name, 0) + 1
@@ -84,8 +85,23 @@ class Places:
         return len(self._resident) >= self.capacity
 
     def idle(self) -> str | None:
-        """The least recently used adapter without a lease."""
-        return next((name for name in self._resident if name not in self._leases), None)
+        """The least recently used adapter without a lease or a pin."""
+        return next((name for name in self._resident if self.is_idle(name)), None)
+
+    def is_idle(self, name: str) -> bool:
+        return name not in self._leases and name not in self._pins
+
+    def pin(self, name: str) -> None:
+        """Keep it from now on, resident or not yet; all but one place may be pinned. Raises Conflict."""
+        if len(self._pins | {name}) >= self.capacity:
+            raise Conflict(f"{name} cannot be pinned", why=f"{len(self._pins)} of {self.capacity} places are")
+        self._pins.add(name)
+
+    def unpin(self, name: str) -> None:
+        self._pins.discard(name)
+
+    def is_pinned(self, name: str) -> bool:
+        return name in self._pins
 
 
 class Residency:
@@ -171,13 +187,22 @@ class Residency:
                 loading = [other for other in self._loads if other.startswith(own)]
                 if len(loaded) + len(loading) < most:
                     return
-                idle = next((other for other in loaded if not self.places.leases(other)), None)
+                idle = next((other for other in loaded if self.places.is_idle(other)), None)
                 if idle is None:
                     raise TooManyRequests(
                         f"{record.name.tenant} has too many adapters in use", why=f"at most {most} are loaded at once"
                     )
                 self.places.drop(idle)
                 await self._engine.forget(idle)
+
+    async def forget(self, name: str) -> bool:
+        """Free a version; False where it is in use or pinned."""
+        async with self._loading:
+            if not self.places.is_resident(name) or not self.places.is_idle(name):
+                return False
+            self.places.drop(name)
+            await self._engine.forget(name)
+            return True
 
     def _loaded(self, name: str, task: asyncio.Task[None]) -> None:
         del self._loads[name]

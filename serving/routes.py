@@ -8,8 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from adapterhub.errors import AdapterHubError
-from adapterhub.serving.answers import error_answer
+from adapterhub.serving import admin
 from adapterhub.serving.callers import CALLER, Caller
 from adapterhub.serving.models import base_card
 from adapterhub.serving.replica import Replica
@@ -20,8 +19,7 @@ def attach(app: FastAPI) -> None:
     started = int(time.time())
     app.add_api_route("/v1/models", _models(started), methods=["GET"])
     app.add_api_route("/ready", ready, methods=["GET"], response_model=None)
-    app.add_api_route("/adapterhub/state", state, methods=["GET"])
-    app.add_api_route("/adapterhub/poll", poll, methods=["POST"], response_model=None)
+    admin.attach(app)
 
 
 def _replica(request: Request) -> Replica:
@@ -51,25 +49,4 @@ async def ready(request: Request) -> Response:
     reason = _replica(request).not_ready
     if request.app.state.engine_client.errored:
         reason = "the engine is dead"
-    return _json({"ready": not reason, "reason": reason or None}, status=503 if reason else 200)
-
-
-async def state(request: Request) -> dict[str, Any]:
-    """What is loaded, and which version each reference means here."""
-    return _replica(request).state()
-
-
-async def poll(request: Request) -> Any:
-    """Look at the registry now instead of at the next poll; answers when what moved is served."""
-    try:
-        await _replica(request).poll()
-    except AdapterHubError as error:
-        status, body = error_answer(error, path="/adapterhub/poll", request_id=request.headers["x-request-id"])
-        return _json(body, status=status)
-    return _replica(request).state()
-
-
-def _json(content: Any, *, status: int) -> Response:
-    if isinstance(content, bytes):
-        return Response(content, status_code=status, media_type="application/json")
-    return JSONResponse(content, status_code=status)
+    return JSONResponse({"ready": not reason, "reason": reason or None}, status_code=503 if reason else 200)

@@ -23,16 +23,18 @@ from adapterhub.serving.callers import Caller, Scope
 MAX_BODY = 32 * 1024 * 1024  # bytes
 MAX_HEADERS = 64 * 1024  # bytes, of names and values
 
-Kind = Literal["model", "caller", "open"]
+Kind = Literal["model", "caller", "metrics", "open"]
 
 
 @dataclass(frozen=True)
 class Route:
-    """A way in. ``model``: its JSON body names a model. ``caller``: for who has a key. ``open``: for everybody."""
+    """A way in. ``model``: its JSON body names a model. ``caller``: for who has a key. ``metrics``: that,
+    and a tenant sees its own. ``open``: for everybody.
+    """
 
     path: str
     kind: Kind
-    scope: Scope = "inference"  # that a key needs here
+    scope: Scope | None = "inference"  # that a key needs here; None: any
     takes_template: bool = False  # whether the engine reads `chat_template` from the body
     renders_chat: bool = False  # whether the engine applies a chat template at all
     fills_cache: bool = False  # whether the prompt goes through the engine's prefix cache
@@ -49,12 +51,20 @@ _ROUTES = {
     ("POST", b"/v1/embeddings"): Route("/v1/embeddings", "model", fills_cache=True),
     ("POST", b"/tokenize"): Route("/tokenize", "model", takes_template=True, renders_chat=True),
     ("POST", b"/detokenize"): Route("/detokenize", "model"),
-    ("GET", b"/v1/models"): Route("/v1/models", "caller"),
+    ("GET", b"/v1/models"): Route("/v1/models", "caller", scope=None),
     ("GET", b"/health"): Route("/health", "open"),
     ("GET", b"/ready"): Route("/ready", "open"),
-    ("GET", b"/version"): Route("/version", "caller"),
-    ("GET", b"/adapterhub/state"): Route("/adapterhub/state", "caller", scope="admin"),
-    ("POST", b"/adapterhub/poll"): Route("/adapterhub/poll", "caller", scope="admin"),
+    ("GET", b"/version"): Route("/version", "caller", scope=None),
+    ("GET", b"/metrics"): Route("/metrics", "metrics", scope=None),
+    **{
+        (method, f"/adapterhub/{name}".encode()): Route(f"/adapterhub/{name}", "caller", scope="admin")
+        for method, names in {
+            "GET": ("state", "loaded", "config", "openapi.json"),
+            "POST": ("poll", "load", "pin", "unpin", "forget"),
+        }.items()
+        for name in names
+    },
+    ("POST", b"/adapterhub/channels"): Route("/adapterhub/channels", "caller", scope="channels"),
 }
 ALWAYS_OPEN = frozenset({"/health", "/ready"})  # answered before the server is ready
 

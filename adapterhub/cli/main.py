@@ -29,6 +29,7 @@ COMMANDS = {
     "ask": ("ask", "ask"),
     "tenant": ("tenant", "app"),
     "key": ("key", "app"),
+    "loaded": ("loaded", "loaded"),
     "ls": ("browse", "ls"),
     "show": ("browse", "show"),
     "search": ("search", "search"),

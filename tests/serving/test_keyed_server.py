@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from adapterhub.base import BaseModel
 from adapterhub.manifest import Record
@@ -327,3 +328,84 @@ class TestBadInput:
     async def test_unknown_fields_pass(self, server: Server) -> None:
         assert (await server.chat(await server.key("acme"), novelty={"a": 1})).status_code == 200
         assert server.seen[-1]["novelty"] == {"a": 1}
+
+
+class TestAdmin:
+    async def test_load_pin_forget(self, server: Server, publish: Callable[..., Record], engine: Any) -> None:
+        publish("globex/desk", channel="prod")
+        publish("acme/own")
+        key = await server.key("acme", scopes={"admin"})
+
+        async def ask(path: str, model: str) -> httpx.Response:
+            return await server.http.post(f"/adapterhub/{path}", json={"model": model}, headers=key)
+
+        assert (await ask("load", "globex/desk@prod")).json()["model"] == "globex/desk@1"
+        assert (await ask("pin", "acme/own")).status_code == 200
+        listed = (await server.http.get("/adapterhub/loaded", headers=key)).json()
+        assert [(entry["model"], entry["pinned"]) for entry in listed] == [
+            ("globex/desk@1", False),
+            ("acme/own@1", True),
+        ]
+        assert (await ask("forget", "acme/own@1")).status_code == 409
+        assert (await ask("unpin", "acme/own@1")).status_code == 200
+        assert [e["model"] for e in (await ask("forget", "acme/own@1")).json()] == ["globex/desk@1"]
+        assert (await ask("forget", "acme/own@1")).status_code == 404
+        assert (await ask("load", "globex/none")).status_code == 404
+        assert set(engine.held) == {"globex/desk@1"}
+
+    async def test_a_tenant_moves_its_own_channels_and_no_others(
+        self, server: Server, publish: Callable[..., Record], registry: Registry
+    ) -> None:
+        for name in ("acme/own", "globex/desk"):
+            publish(name, channel="prod")
+            publish(name)
+        key = await server.key("acme", scopes={"channels"})
+
+        async def move(channel: str, version: int) -> int:
+            body = {"channel": channel, "version": version}
+            return (await server.http.post("/adapterhub/channels", json=body, headers=key)).status_code
+
+        assert await move("acme/own@prod", 2) == 200
+        assert registry.channels(AdapterName.parse("acme/own"))["prod"].main.version == 2
+        assert await move("globex/desk@prod", 2) == await move("globex/none@prod", 2) == 404
+        assert registry.channels(AdapterName.parse("globex/desk"))["prod"].main.version == 1
+        assert (await server.http.get("/adapterhub/loaded", headers=key)).status_code == 403
+
+    async def test_it_describes_itself_and_tells_no_password(self, server: Server, config: ServeConfig) -> None:
+        key = await server.key("acme", scopes={"admin"})
+        described = (await server.http.get("/adapterhub/openapi.json", headers=key)).json()
+        assert {"/adapterhub/loaded", "/adapterhub/load", "/adapterhub/pin", "/adapterhub/forget",
+                "/adapterhub/config", "/adapterhub/channels"} <= set(described["paths"])  # fmt: skip
+        secret = replace(config, database="postgresql://ana:secret@db/ah", redis="redis://:secret@r/0")
+        server.replica.config = secret
+        answer = await server.http.get("/adapterhub/config", headers=key)
+        assert answer.json()["max_loras"] == 2 and "secret" not in answer.text
+
+
+class TestWhatTheEngineSays:
+    async def test_its_failures_are_not_told(self, server: Server) -> None:
+        server.status = 500
+        answer = await server.chat(await server.key("acme"))
+        assert answer.status_code == 503
+        assert "usage" not in answer.text and answer.headers["x-request-id"] in answer.text
+
+    async def test_a_tenant_sees_its_own_metrics_alone(self, server: Server) -> None:
+        page = "\n".join(
+            [
+                "# HELP vllm:lora_requests_info x",
+                "# TYPE vllm:lora_requests_info gauge",
+                'vllm:lora_requests_info{running_lora_adapters="globex/desk@1"} 1.0',
+                "# TYPE adapterhub_tokens_total counter",
+                'adapterhub_tokens_total{adapter="acme/own",tenant="acme"} 7.0',
+                'adapterhub_tokens_total{adapter="acme2",tenant="acme2"} 7.0',
+                'adapterhub_tokens_total{adapter="x\\",tenant=\\"acme\\"",tenant="globex"} 9.0',
+            ]
+        )
+        server.app.add_route("/metrics", lambda request: PlainTextResponse(page))
+        own = (await server.http.get("/metrics", headers=await server.key("acme"))).text
+        assert own.splitlines() == [
+            "# TYPE adapterhub_tokens_total counter",
+            'adapterhub_tokens_total{adapter="acme/own",tenant="acme"} 7.0',
+        ]
+        assert (await server.http.get("/metrics", headers=await server.key("acme", scopes={"admin"}))).text == page
+        assert (await server.http.get("/metrics")).status_code == 401

@@ -288,7 +288,7 @@ class TestRefusals:
         assert texts[0].replace("acme", "nobody") == texts[1]
 
     async def test_routes_of_the_engine_are_not_there(self, client: httpx.AsyncClient, inner: Inner) -> None:
-        for method, path in (("POST", "/v1/load_lora_adapter"), ("POST", "/invocations"), ("GET", "/metrics")):
+        for method, path in (("POST", "/v1/load_lora_adapter"), ("POST", "/invocations"), ("GET", "/metrics/")):
             answer = await client.request(method, path, json={"model": "base"})
             assert answer.status_code == 404
         assert not inner.seen

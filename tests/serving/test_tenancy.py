@@ -30,7 +30,7 @@ class TestRoutes:
         "path",
         [
             "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/adapters/x", "/invocations", "/ping",
-            "/metrics", "/openapi.json", "/docs", "/server_info", "/collective_rpc", "/sleep", "/wake_up",
+            "/metrics/", "/openapi.json", "/docs", "/server_info", "/collective_rpc", "/sleep", "/wake_up",
             "/reset_prefix_cache", "/pause", "/update_weights", "/abort_requests", "/inference/v1/generate",
             "/start_profile", "/scale_elastic_ep", "/v1/responses/resp_1", "/v1/responses/resp_1/cancel",
             "/v1/audio/transcriptions", "/pooling", "/score", "/rerank", "/load", "/tokenizer_info", "/",
