@@ -81,7 +81,8 @@ def foreign() -> tuple[type[Exception], ...]:
     """What boto3 and a body that breaks may raise. Imported late: boto3 takes 0.3 s."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    return BotoCoreError, ClientError, Broken
+    # botocore follows a 301 that names no region (a proxy's, to https) for ever
+    return BotoCoreError, ClientError, Broken, RecursionError
 
 
 def is_passing(error: Exception) -> bool:
@@ -169,6 +170,8 @@ def _elsewhere(answer: _Answer, address: Address) -> StorageError:
 
 def _unanswered(error: Exception, address: Address) -> AdapterHubError:
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "recursion depth" in str(error):  # botocore may have wrapped it
+        kinds = {"RecursionError"}
     what = f"{address.name} cannot be reached"
     for names, why, hint in _UNANSWERED:
         if kinds & names:
@@ -187,6 +190,11 @@ _UNANSWERED: tuple[tuple[set[str], str, str], ...] = (
         {"SSLError"},
         "",
         "export AWS_CA_BUNDLE=/path/to/ca.pem for a private authority; http:// in endpoint= where there is no TLS",
+    ),
+    (
+        {"RecursionError"},
+        "the endpoint sends every request elsewhere, and does not say where",
+        "look whether endpoint= should be https://, or region=… another",
     ),
     ({"ProxyConnectionError"}, "", "look at HTTPS_PROXY and NO_PROXY"),
     (

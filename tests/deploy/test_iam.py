@@ -13,12 +13,13 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from adapterhub.errors import StorageError
+from adapterhub.errors import Gone, StorageError
 from adapterhub.manifest import FileEntry, LoraShape, Manifest, Record, Verdict, Verdicts
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Cache, Draft, ObjectRegistry
 from adapterhub.registry.doctor import prove
 from adapterhub.registry.fsck import fsck
+from adapterhub.registry.gc import Patience, collect
 from adapterhub.registry.memory import MemoryStore
 from adapterhub.registry.signing import sign
 from adapterhub.registry.store import Entry
@@ -249,6 +250,21 @@ def test_an_admin_proves_the_store_and_cleans_up(store: MemoryStore) -> None:
     registry = behind(store, "admin")
     registry.store.delete(*registry.store.keys("t/beta/"))
     assert registry.tenants() == ["acme"]
+
+
+def test_an_admin_collects_and_deletes_and_a_publisher_does_not(
+    store: MemoryStore, new_draft: Callable[[str], Draft]
+) -> None:
+    registry, publisher = behind(store, "admin"), behind(store, "publisher")
+    registry.set_status(SUPPORT, 1, "deleted", who="ana")
+    with pytest.raises(StorageError, match="not allowed"):
+        collect(publisher, ["acme"], patience=Patience(young=-60))
+    assert collect(registry, ["acme"], patience=Patience(young=-60)).freed == 1
+    with pytest.raises(StorageError, match="not allowed"):
+        publisher.delete_tenant("acme", who="mallory")
+    registry.delete_tenant("acme", who="ana")
+    with pytest.raises(Gone):
+        publisher.publish(new_draft("new"), name=SUPPORT, author="ben")
 
 
 @pytest.mark.parametrize("name", POLICIES)

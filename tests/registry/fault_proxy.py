@@ -28,6 +28,7 @@ CODES = {
     "507": (507, "XMinioStorageFull"),
     "301": (301, "PermanentRedirect"),
     "gone": (404, "NoSuchUpload"),
+    "bucket": (404, "NoSuchBucket"),
     "denied": (403, "AccessDenied"),
     "key": (403, "InvalidAccessKeyId"),
     "secret": (403, "SignatureDoesNotMatch"),

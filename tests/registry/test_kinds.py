@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.errors import Untrusted
+from adapterhub.errors import Conflict, Untrusted
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Cache, Draft, ObjectRegistry, Registry
 from adapterhub.registry.bundle_index import Bundled
@@ -73,6 +73,24 @@ def test_a_copy_from_elsewhere(
         assert (landed.is_new, landed.record.digest) == (new, one.record.digest)
     with pytest.raises(Untrusted):
         Cache(tmp_path / "strict", registry, signers=signers).fetch(landed.record)
+
+
+def test_a_copy_that_keeps_its_number(
+    registry: Registry, new_draft: Callable[..., Draft], name: AdapterName, tmp_path: Path
+) -> None:
+    elsewhere = ObjectRegistry(MemoryStore())
+    for text in ("one", "two", "three"):
+        elsewhere.publish(new_draft(text), name=name, author="ana")
+    files = Cache(tmp_path / "cache", elsewhere).fetch
+    for number in (2, 2, 3):
+        one = original(elsewhere, elsewhere.version(name, number))
+        landed = land(one, files, registry, number=number)
+        assert (landed.record.version, landed.record.digest) == (number, one.record.digest)
+    with pytest.raises(Conflict):  # numbers only grow
+        land(original(elsewhere, elsewhere.version(name, 1)), files, registry, number=1)
+    with pytest.raises(Conflict):  # taken by another content
+        land(original(elsewhere, elsewhere.version(name, 1)), files, registry, number=3)
+    assert registry.numbers(name) == [3, 2]
 
 
 def test_a_bundle_there_and_back(published: Registry, signers: Signers, tmp_path: Path) -> None:

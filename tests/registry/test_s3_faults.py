@@ -172,6 +172,7 @@ def test_an_upload_that_was_swept_under_us_begins_again(store: S3Store, proxy: A
 def test_what_was_never_finished_is_swept(store: S3Store) -> None:
     upload.Upload(store._requests, "a/large", size=1, sha256="", conditional=True)._begin()
     assert store.sweep(older_than=10**10) == 0
+    assert store.sweep(older_than=-60, dry_run=True) == 1
     assert store.sweep(older_than=-60) == 1
     assert store.sweep(older_than=-60) == 0
 

@@ -126,6 +126,19 @@ def test_several_keys_are_deleted_at_once(store: Store) -> None:
     store.delete()
 
 
+def test_a_prefix_is_cleared_and_nothing_beside_it(store: Store) -> None:
+    for key in ("a/b/1", "a/b/c/2", "a/3", "ab/4"):
+        store.create(key, b"")
+    put(store, "a/blob")
+    store.clear("a/")
+    assert store.keys("a/") == []
+    assert store.folders("a/") == []
+    assert store.keys("ab/") == ["ab/4"]
+    store.clear("a/")
+    store.create("a/b/1", b"again")
+    assert store.keys("a/") == ["a/b/1"]
+
+
 def test_what_is_finished_is_not_swept(store: Store) -> None:
     store.create("a/b", b"1")
     put(store, "a/blob")
