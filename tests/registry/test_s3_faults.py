@@ -246,7 +246,7 @@ def test_a_store_that_hangs_is_not_asked_twice_over(store: S3Store, proxy: Any) 
     proxy.breaks("hang", "HEAD", times=100)
     with pytest.raises(StorageError, match="did not answer in time"):
         impatient(store).exists("a/b")
-    assert len(proxy.requests) == SHORT.attempts_timeout
+    assert len(proxy.requests) <= SHORT.attempts_timeout  # one that timed out may not have been read yet
 
 
 def test_no_bucket(s3_address: Address) -> None:
@@ -283,7 +283,7 @@ def test_an_endpoint_that_hangs(store: S3Store, proxy: Any) -> None:
     proxy.breaks("hang", "GET", times=100)
     with pytest.raises(StorageError, match="did not answer in time"):
         impatient(store).read("a/b")
-    assert proxy.count("GET") == SHORT.attempts_timeout
+    assert proxy.count("GET") <= SHORT.attempts_timeout
 
 
 def test_an_endpoint_without_tls(s3_address: Address) -> None:
