@@ -4,17 +4,22 @@
     <root>/tmp/<hex>/        being fetched; what a killed fetch left there is where the next one goes on
     <root>/tmp/<hex>.lock    who fetches: the others wait, and find it there
 
+A folder's own time of change is when the version was last asked for: `Cache.trim` goes by it.
+
 A version is fetched beside and moved in by one rename, after every byte was checked. What is deleted or changed under
 our feet is fetched again: see `Cache.fetch`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from adapterhub.errors import AlreadyExists, IntegrityError, NotFound, StorageError
@@ -37,6 +42,7 @@ class Cache:
         self.root = root.expanduser().absolute()
         self._registry = registry
         self._signers = signers or Signers()
+        self._trimming = threading.Lock()  # two at once would each remove what is too much
         self._verified: dict[Path, Stamp] = {}  # files whose bytes this process has checked
 
     def path(self, record: Record) -> Path:
@@ -69,15 +75,40 @@ class Cache:
                 else:
                     _assemble(self._registry, record, folder, work=self._work(record), progress=progress)
                 self._stamp(record)
+        with contextlib.suppress(OSError):  # a cache that cannot be written is not trimmed either
+            os.utime(folder)
         return folder
+
+    def trim(self, limit: int, *, keep: Collection[str] = (), unused_seconds: float = 60.0) -> list[Path]:
+        """Remove the versions that were not used for longest, until all take at most ``limit`` bytes.
+
+        What is in ``keep`` (digests) or was asked for within ``unused_seconds`` stays, even over the limit. Returns the
+        folders that were removed.
+        """
+        kept = {digest.removeprefix("sha256:") for digest in keep}
+        with self._trimming:
+            folders = sorted(_folders(self.root / "sha256"))
+            total = sum(size for _, size, _ in folders)
+            removed = []
+            for used, size, folder in folders:
+                if total <= limit or used > time.time() - unused_seconds:
+                    break
+                if folder.name not in kept:
+                    self._remove(folder)
+                    removed.append(folder)
+                    total -= size
+            return removed
+
+    def _remove(self, folder: Path) -> None:
+        with (
+            storage_errors(f"the cache {self.root} cannot be written"),
+            locked((self.root / "tmp" / folder.name).with_suffix(".lock")),
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def forget(self, record: Record) -> None:
         """Remove a version's folder, for those who needed it only once."""
-        with (
-            storage_errors(f"the cache {self.root} cannot be written"),
-            locked(self._work(record).with_suffix(".lock")),
-        ):
-            shutil.rmtree(self.path(record), ignore_errors=True)
+        self._remove(self.path(record))
 
     def _work(self, record: Record) -> Path:
         return self.root / "tmp" / _hex(record)
@@ -240,6 +271,18 @@ def _stamp(path: Path) -> Stamp | None:
     if not path.is_file() or path.is_symlink():
         return None
     return found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _folders(root: Path) -> Iterator[tuple[float, int, Path]]:
+    """(last used, bytes, folder) of each version; one that goes away meanwhile is left out."""
+    if not root.is_dir():
+        return
+    for folder in root.iterdir():
+        try:
+            size = sum(max(_size(Path(above) / name), 0) for above, _, files in os.walk(folder) for name in files)
+            yield folder.stat().st_mtime, size, folder
+        except OSError:
+            continue
 
 
 def _size(path: Path) -> int:

@@ -118,6 +118,7 @@ class ServeOptions:
     keys: bool | None = None  # None: where there are tenants, or others reach the address
     database: str | None = None  # URL of tenants and keys; None: there are none
     redis: str | None = None
+    cache_limit: int | None = None  # bytes; None: as much as there is
     vllm_args: tuple[str, ...] = ()
 
 

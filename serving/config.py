@@ -31,6 +31,7 @@ class ServeConfig:
     require_signed_by: tuple[Path, ...] = ()  # public keys; one of them must have signed what is served
     database: str | None = None  # URL of tenants and keys; None: the single user, without keys
     redis: str | None = None  # URL of shared limits; None: this replica counts alone
+    cache_limit: int | None = None  # bytes that the local copies may take
     poll_seconds: float = 2.0  # between looks at the change logs
     load_seconds: float = 30.0  # that a request waits for its adapter
     rescan_seconds: float = 60.0  # between full looks, because hints can be lost

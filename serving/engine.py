@@ -263,6 +263,7 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
         require_signed_by=options.require_signed_by,
         database=database,
         redis=options.redis,
+        cache_limit=options.cache_limit,
     )
     return Launch(
         command=(sys.executable, "-c", _ENTRY, *arguments.arguments(options, config, dtype=dtype)),
@@ -280,7 +281,7 @@ def _notes(options: ServeOptions, config: ServeConfig, held: Sequence[Holding], 
     yield (
         f"{len(held)} adapter versions for {config.base_name} in {config.registry}: "
         f"max-lora-rank {config.max_lora_rank}{'' if options.max_lora_rank else ' (the smallest from 16 that fits)'}, "
-        f"{config.max_loras} in one batch, {config.max_cpu_loras} kept loaded"
+        f"{config.max_loras} in one batch, {config.max_cpu_loras} kept loaded{_kept_why(config, held)}"
     )
     if dtype != options.dtype:
         yield f"dtype {dtype}: bfloat16, in half the memory, would take 8 × the time on this CPU"
@@ -290,6 +291,12 @@ def _notes(options: ServeOptions, config: ServeConfig, held: Sequence[Holding], 
         from adapterhub.serving.database import masked
 
         yield f"API keys are needed; tenants and keys are in {masked(config.database)}"
+
+
+def _kept_why(config: ServeConfig, held: Sequence[Holding]) -> str:
+    if config.max_cpu_loras >= len(held):
+        return ""
+    return " (more would take over a quarter of the memory; the others are loaded when they are asked for)"
 
 
 def holdings(registry: Registry, base: BaseModel) -> list[Holding]:

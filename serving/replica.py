@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from adapterhub.base import BaseModel
@@ -65,7 +66,7 @@ class Replica:
         self.residency = Residency(
             engine,
             capacity=config.max_cpu_loras,
-            prepare=lambda record: self.blocking(self.versions.fetch, record),
+            prepare=self._fetch,
         )
         self.quota = Quota(config.redis)
         self.admission = Admission(window or Window(slots=config.max_loras))
@@ -80,6 +81,17 @@ class Replica:
     async def blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking function on one of our own threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def _fetch(self, record: Record) -> Path:
+        path = await self.blocking(self.versions.fetch, record)
+        if self.config.cache_limit is not None:
+            # what was just fetched is the last used; what the engine holds need not be fetched for a restart
+            keep = {*self.residency.digests, record.digest}
+            try:
+                await self.blocking(self.versions.trim, self.config.cache_limit, keep)
+            except StorageError as error:
+                log.warning("the cache cannot be trimmed: %s", error)
+        return path
 
     async def ensure(self, record: Record) -> None:
         """Load a version, within the time of a request and its tenant's limit. Raises AdapterHubError."""

@@ -128,6 +128,11 @@ class Residency:
         self._loading = asyncio.Lock()  # one load at a time: each needs the room that the one before left
         self._idle = asyncio.Event()  # a lease ended: there may be room
 
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of what is loaded, being loaded, or waited for."""
+        return frozenset(self._digests[name] for name in (*self.places.resident, *self._loads))
+
     @contextlib.asynccontextmanager
     async def lease(self, record: Record) -> AsyncIterator[None]:
         """Hold a version resident. Raises AdapterHubError where it cannot be."""

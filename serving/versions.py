@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from adapterhub import peftdir
@@ -14,6 +16,8 @@ from adapterhub.errors import AdapterError, AdapterHubError, BaseMismatch, NotFo
 from adapterhub.manifest import BaseFingerprint, Record
 from adapterhub.registry.cache import Cache
 from adapterhub.serving.arguments import RANKS
+
+log = logging.getLogger(__name__)
 
 TEMPLATE = "chat_template.jinja"
 
@@ -49,6 +53,11 @@ class Versions:
 
     def unfit(self, record: Record) -> AdapterHubError | None:
         return unfit(record, base=self._base.fingerprint, max_lora_rank=self._max_lora_rank)
+
+    def trim(self, limit: int, keep: Collection[str]) -> None:
+        """Keep the local copies below ``limit`` bytes, those of ``keep`` (digests) in any case."""
+        for folder in self._cache.trim(limit, keep=keep):
+            log.info("removed the copy %s, which was not used for longest", folder.name)
 
     def fetch(self, record: Record) -> Path:
         """The version's verified folder, absolute; downloads what is not there.

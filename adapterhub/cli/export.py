@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import typer
 
 from adapterhub import peftdir
 from adapterhub.cli.output import BaseOption, BundleOption, JsonOption, RegistryOption, SignedByOption, err, print_json
+from adapterhub.cli.sizes import parse_size
 from adapterhub.errors import InvalidName, Untrusted, UsageError
 from adapterhub.manifest import BaseFingerprint, Record
 from adapterhub.refs import AdapterRef
@@ -98,7 +98,7 @@ def export(
     from adapterhub.export import export_model, last_speed, plan_export, remember
 
     model = find_base(name)
-    largest = parse_size(max_shard_size) if max_shard_size else None
+    largest = parse_size(max_shard_size, flag="--max-shard-size") if max_shard_size else None
     if plan_only:
         plan = plan_export(
             source.path,
@@ -199,15 +199,6 @@ def _progress(*, quiet: bool, certificate: bool) -> Iterator[Callable[[int, int]
     with Progress(*columns, console=err(), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def parse_size(text: str) -> int:
-    """``5GB`` → bytes; decimal units, as transformers counts them. Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")) if found else 0
-    if size < 1:
-        raise UsageError(f"{text!a} is not a size", hint="write --max-shard-size 5GB")
-    return size
 
 
 def _plan_data(plan: Plan, speed: Speed, *, certificate: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from adapterhub.cli.output import BaseOption, BundleOption, RegistryOption, SignedByOption, say
+from adapterhub.cli.sizes import parse_size
 from adapterhub.errors import UsageError
 from adapterhub.registry.signing import Signers
 from adapterhub.settings import load_settings
@@ -38,6 +39,15 @@ def serve(
         typer.Option(
             "--keys/--no-keys",
             help="Whether an API key is needed; default: where there are tenants.",
+            show_default=False,
+        ),
+    ] = None,
+    cache_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-limit",
+            metavar="SIZE",
+            help="Disk for local copies, like 50GB: the ones unused for longest go; default: as much as there is.",
             show_default=False,
         ),
     ] = None,
@@ -84,6 +94,7 @@ def serve(
         keys=keys,
         database=settings.database_url or default_url(settings.home),
         redis=settings.redis_url,
+        cache_limit=parse_size(cache_limit, flag="--cache-limit") if cache_limit else None,
         vllm_args=tuple(vllm_flags or ()),
     )
     begun = time.monotonic()

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -335,3 +336,46 @@ def test_a_version_can_be_forgotten(cache: Cache, record: Record) -> None:
     cache.forget(record)
     assert not cache.path(record).exists()
     assert (cache.fetch(record) / WEIGHTS).read_text() == CONTENT
+
+
+# ── within a budget ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def three(registry: ObjectRegistry, new_draft: Callable[..., Draft], name: AdapterName, cache: Cache) -> list[Record]:
+    """Cached, the first unused for longest."""
+    records = [registry.publish(new_draft(f"{n} {CONTENT}"), name=name, author="ana") for n in range(3)]
+    for age, record in zip((300, 200, 100), records, strict=True):
+        used = time.time() - age
+        os.utime(cache.fetch(record), (used, used))
+    return records
+
+
+def present(cache: Cache, records: list[Record]) -> list[bool]:
+    return [cache.is_present(record) for record in records]
+
+
+def test_what_was_not_used_for_longest_goes(cache: Cache, three: list[Record]) -> None:
+    size = sum(record.manifest.size for record in three)
+    assert cache.trim(size) == []
+    assert cache.trim(size - 1) == [cache.path(three[0])]
+    assert present(cache, three) == [False, True, True]
+    assert (cache.fetch(three[0]) / WEIGHTS).is_file(), "fetched again"
+
+
+def test_a_fetch_is_a_use(cache: Cache, three: list[Record]) -> None:
+    cache.fetch(three[0])
+    assert cache.trim(sum(record.manifest.size for record in three) - 1) == [cache.path(three[1])]
+
+
+def test_what_is_in_use_stays_over_any_limit(cache: Cache, three: list[Record]) -> None:
+    cache.fetch(three[2])
+    cache.trim(1, keep=[three[0].digest])
+    assert present(cache, three) == [True, False, True]
+    cache.trim(1, unused_seconds=0)
+    assert present(cache, three) == [False, False, False]
+    assert cache.trim(1) == []
+
+
+def test_an_empty_cache_has_nothing_to_trim(cache: Cache) -> None:
+    assert cache.trim(1) == []

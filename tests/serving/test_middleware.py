@@ -19,11 +19,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from adapterhub.base import find_base
+from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import AdapterHubError, IntegrityError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, rollouts
+from adapterhub.registry.cache import Cache
 from adapterhub.registry.signing import sign
 from adapterhub.serving import routes, tenancy
 from adapterhub.serving.admission import Admission
@@ -245,6 +246,20 @@ class TestFaults:
         assert [answer.status_code for answer in answers] == [200, 422] * 10
         assert "acme/broken@1 cannot be loaded" in answers[1].text
         assert engine.loads.count("acme/broken@1") == 1, "everybody's loads wait for each"
+
+    async def test_the_cache_stays_within_its_limit_and_nothing_in_use_goes(
+        self, config: ServeConfig, registry: Registry, base: BaseModel, engine: Any, publish: Publish
+    ) -> None:
+        """Three places in the engine, four adapters, a limit of one: what is loaded keeps its copy."""
+        replica = Replica(replace(config, cache_limit=1), registry=registry, base=base, engine=engine)
+        trim = Cache.trim
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Cache, "trim", lambda *a, **k: trim(*a, **k, unused_seconds=0))
+            for letter in "abcd":
+                await replica.ensure(publish(f"acme/{letter}"))
+            await replica.ensure(publish("acme/e"))
+        copies = {path.name for path in (config.cache / "sha256").iterdir()}
+        assert copies == {path.name for path in engine.held.values()}
 
     async def test_a_registry_of_garbage(
         self, client: httpx.AsyncClient, publish: Publish, registry: Any, replica: Replica
