@@ -43,6 +43,10 @@ class DataSource:
 
     path: str
     type: str | UserFormat | None = None
+    name: str | None = None  # name, split, data_files and revision: of a data set of the Hub
+    split: str | None = None  # None: train
+    data_files: tuple[str, ...] = ()
+    revision: str | None = None
     ds_type: str | None = None  # json, csv or parquet; None: told from the file
     field: str | None = None  # of plain text; None: text
     field_messages: str | None = None  # None: messages, or conversations for ShareGPT
@@ -162,8 +166,7 @@ def _source_to_plain(source: DataSource) -> dict[str, Any]:
     plain = {k: v for k, v in asdict(source).items() if k == "path" or v != usual[k]}
     if isinstance(source.type, UserFormat):
         plain["type"] = {k: v for k, v in asdict(source.type).items() if v is not None}
-    if "roles_to_train" in plain:
-        plain["roles_to_train"] = list(source.roles_to_train)
+    plain |= {key: list(value) for key, value in plain.items() if isinstance(value, tuple)}
     if source.roles:
         plain["roles"] = {}
         for name, target in source.roles.items():

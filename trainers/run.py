@@ -203,7 +203,8 @@ def _resolved(prepared: Prepared) -> TrainConfig:
     train, test = prepared.train.files, prepared.evaluation.files if prepared.evaluation else ()
 
     def found(sources: Any, files: Any) -> Any:
-        return tuple(replace(s, path=str(f.path.absolute())) for s, f in zip(sources, files, strict=True))
+        at = [str(f.path.absolute()) if f.path.exists() else s.path for s, f in zip(sources, files, strict=True)]
+        return tuple(replace(s, path=path) for s, path in zip(sources, at, strict=True))
 
     return replace(
         config,

@@ -266,6 +266,7 @@ def test_flags_win_over_the_file_and_are_named_in_errors() -> None:
         "adapter: qlora\nlora_target_modules: [q_proj]\nval_set_size: 0.25\nspecial_tokens: {pad_token: x}\n",
         "lora_rank_pattern: {q_proj: 2}\npeft_layers_to_transform: [0]\nloraplus_lr_ratio: 16\nload_in_8bit: true\n",
         "test_datasets: [{path: e, type: alpaca, field_system: s, train_on_eos: last, roles_to_train: [user]}]\n",
+        "test_datasets: [{path: a/b, name: x, split: 'train[:5%]', data_files: e.jsonl, revision: main}]\n",
         "test_datasets: [{path: e, message_property_mappings: {role: from}, drop_system_message: true}]\n",
         "test_datasets: [{path: e, type: {field_instruction: q, field_output: a, format: 'Q {instruction}'}}]\n",
         "lora_target_modules: .*proj\nlora_target_linear: false\ntest_datasets: [{path: e, roles: {user: [human]}}]\n",

@@ -1,6 +1,8 @@
 """Data files, read whole and strictly before any model is loaded.
 
     source       one entry of ``datasets`` → a `DataFile`; every bad row named as ``file:line``
+    places       a file, an object on S3, a folder or a data set of the Hub
+    files        JSON lines, a JSON array, CSV, Parquet
     formats      the formats by name, and how one is told from a row's columns
     chat         rows of messages              instruct    rows of columns: instruction and output, …
     plain        text, segments, token ids     messages    one message, however it is spelt

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import sys
@@ -41,14 +42,24 @@ class Container:
     kind: Kind
     zipped: bool = False
 
+    @property
+    def lined(self) -> bool:
+        """Whether a row's number is a line's."""
+        return self.kind in ("JSON lines", "CSV")
+
     def where(self, number: int) -> str:
         """A row's place: ``file:line``, or ``file row 3`` where there are no lines."""
-        return f"{self.path}:{number}" if self.kind in ("JSON lines", "CSV") else f"{self.path} row {number}"
+        return f"{self.path}:{number}" if self.lined else f"{self.path} row {number}"
 
     def look(self, number: int) -> str:
         """The command that shows a row."""
         show = f"zcat {self.path} | sed -n {number}p" if self.zipped else f"sed -n {number}p {self.path}"
-        return f"look at it: {show}" if self.kind in ("JSON lines", "CSV") else f"look at row {number} of {self.path}"
+        return f"look at it: {show}" if self.lined else f"look at row {number} of {self.path}"
+
+    def sha256(self) -> str:
+        """Of the file's bytes, as they are stored."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def rows(self) -> Iterator[tuple[int, Value]]:
         """All rows, in order. Raises DataError: the file is damaged as a whole."""

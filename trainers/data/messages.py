@@ -61,10 +61,11 @@ def _message(raw: Any, at: str, spelling: Spelling) -> dict[str, Any]:
         shown = "missing" if written is None else quoted(written)
         raise BadRow(f"{at}.{role_key} is {shown}", "one of " + ", ".join(spelling.roles))
     message: dict[str, Any] = {"role": role, "content": raw.get(text_key)}
-    theirs = {their: our for our, their in spelling.properties.items()}
-    for name, inner in raw.items():
-        if inner is not None and name != role_key and name != text_key:
-            message[str(theirs.get(name, name))] = inner
+    if len(raw) > 2 or text_key not in raw:
+        theirs = {their: our for our, their in spelling.properties.items()}
+        for name, inner in raw.items():
+            if inner is not None and name != role_key and name != text_key:
+                message[str(theirs.get(name, name))] = inner
     if written == "function_call":  # its text is the call
         message |= {"content": "", "tool_calls": [one_call(message["content"], f"{at}.{text_key}")]}
     elif len(message) > 2:

@@ -15,8 +15,9 @@ from typing import Any, overload
 
 from adapterhub.errors import DataError
 from adapterhub.trainers.config import DataSource
-from adapterhub.trainers.data.files import Container, Value, container
+from adapterhub.trainers.data.files import Container, Value
 from adapterhub.trainers.data.formats import Reader, format_of
+from adapterhub.trainers.data.places import HubRows, find
 from adapterhub.trainers.data.rows import BadRow, Conversation, Row
 from adapterhub.trainers.data.strictjson import check_characters, parse_object, to_json
 
@@ -65,15 +66,13 @@ def read_source(source: DataSource, *, beside: Path | None = None, skip_bad_rows
         skip_bad_rows: so many bad rows are left out and told of; one more is an error.
 
     Raises:
-        DataError: the file is missing, unreadable, empty, of no known format, or has bad rows (the first five named).
+        DataError: the data set is missing, unreadable, empty, of no known format, or has bad rows (five are named).
     """
-    file = container(_find(source.path, beside), source.ds_type)
-    reading = _Reading(source, file, skip_bad_rows)
-    for number, value in file.rows():
+    place = find(source, beside)
+    reading = _Reading(source, place, skip_bad_rows)
+    for number, value in place.rows():
         reading.take(number, value)
-    with file.path.open("rb") as bytes_of:
-        sha256 = hashlib.file_digest(bytes_of, "sha256").hexdigest()
-    return reading.finished(sha256)
+    return reading.finished()
 
 
 @dataclass
@@ -81,7 +80,7 @@ class _Reading:
     """One pass over a file's rows."""
 
     source: DataSource
-    file: Container
+    place: Container | HubRows
     allowed: int
     reader: Reader | None = None
     shown: str = ""
@@ -113,22 +112,22 @@ class _Reading:
         self.texts.append(text)
         self.seen.add(hash(text.strip()))
 
-    def finished(self, sha256: str) -> DataFile:
-        path = self.file.path
+    def finished(self) -> DataFile:
+        path = self.place.path
         if len(self.bad) > self.allowed:
-            raise _bad_rows(self.file, self.bad, self.total, self.allowed)
+            raise _bad_rows(self.place, self.bad, self.total, self.allowed)
         if self.reader is None or not self.texts:
             raise DataError(f"{path} is empty", why="it holds no rows", hint="write one JSON object a line")
         return DataFile(
             path=path,
-            sha256=sha256,
+            sha256=self.place.sha256() or hashlib.sha256(b"\n".join(self.texts)).hexdigest(),
             format=self.shown,
             detected=self.source.type is None,
-            rows=PackedRows(self.reader, self.file.where, self.numbers, self.texts),
+            rows=PackedRows(self.reader, self.place.where, self.numbers, self.texts),
             chat=self.chat,
             unused=tuple(column for column in self.columns if column not in self.reader.columns),
             duplicates=len(self.texts) - len(self.seen),
-            skipped=tuple(f"{self.file.where(number)}: {error.what}" for number, error in self.bad),
+            skipped=tuple(f"{self.place.where(number)}: {error.what}" for number, error in self.bad),
         )
 
 
@@ -141,28 +140,13 @@ def _checked(value: Value) -> dict[str, Any]:
     return dict(value)
 
 
-def _bad_rows(file: Container, bad: list[tuple[int, BadRow]], total: int, allowed: int) -> DataError:
+def _bad_rows(place: Container | HubRows, bad: list[tuple[int, BadRow]], total: int, allowed: int) -> DataError:
     number, first = bad[0]
     why = f"expected {first.expected}" if first.expected else ""
     if len(bad) > 1:
         others = ", ".join(str(number) for number, _ in bad[1:_SHOWN_ERRORS])
         more = f" and {len(bad) - _SHOWN_ERRORS} more" if len(bad) > _SHOWN_ERRORS else ""
-        lines = ("line" if file.kind in ("JSON lines", "CSV") else "row") + "s"[: len(bad) > 2]
+        lines = ("line" if place.lined else "row") + "s"[: len(bad) > 2]
         why += f"{'; ' if why else ''}{len(bad)} of {total} rows are bad, also {lines} {others}{more}"
     why += f"; skip_bad_rows allows {allowed}" if allowed else ""
-    return DataError(f"{file.where(number)}: {first.what}", why=why, hint=file.look(number))
-
-
-def _find(written: str, beside: Path | None) -> Path:
-    here = Path(written).expanduser()
-    choices = [here] if here.is_absolute() or beside is None else [beside / here, here]
-    for path in choices:
-        if path.is_file():
-            return path
-    if any(path.is_dir() for path in choices):
-        raise DataError(f"{written} is a folder", hint="name a JSONL file in it")
-    raise DataError(
-        f"the data file {written} was not found",
-        why="looked for " + " and ".join(str(path) for path in choices),
-        hint="check datasets: path, or name it with --data",
-    )
+    return DataError(f"{place.where(number)}: {first.what}", why=why, hint=place.look(number))

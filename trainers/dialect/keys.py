@@ -19,6 +19,7 @@ from adapterhub.trainers.dialect.values import (
     names,
     number,
     options,
+    paths,
     precision,
     ranks,
     roles,
@@ -150,7 +151,10 @@ SOURCE_KEYS: Mapping[str, Reader] = {
     "field_output": text,
     "message_property_mappings": names,
     "roles": options,
-    "split": choice("train"),
+    "name": text,
+    "split": text,
+    "data_files": paths,
+    "revision": text,
     "roles_to_train": roles,
     "train_on_eos": choice("turn", "all", "last", "none"),
     "message_field_training": text,
@@ -253,7 +257,6 @@ UNSERVABLE: Mapping[str, str] = {
 }
 
 SOURCE_LATER = {
-    **dict.fromkeys(("name", "revision", "data_files"), "data sets of the Hub"),
     **dict.fromkeys(("field_chosen", "field_rejected"), "preference training"),
     "chat_template": "a template for one data set; name it for the whole config",
     "chat_template_jinja": "a template for one data set; name it for the whole config",

@@ -205,8 +205,6 @@ class _Reader:
         return UserFormat(**read)
 
     def _source_fate(self, dotted: str, key: str, value: Any, where: str) -> KeyFate:
-        if key == "split":
-            return KeyFate(dotted, "without effect", "a local file is one split", where)
         if key == "type" and value == "sharegpt":
             return KeyFate(dotted, "honoured", "dropped by Axolotl; taken as conversations of from and value", where)
         if key == "train_on_eos" and value == "none":

@@ -44,6 +44,12 @@ def text(value: Any) -> str:
     return value
 
 
+def paths(value: Any) -> tuple[str, ...]:
+    """One path or a list of them."""
+    found = texts(value)
+    return (found,) if isinstance(found, str) else found
+
+
 def words(value: Any) -> str:
     """Text that may be empty."""
     if not isinstance(value, str):
