@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adapterhub.cli.output import JsonOption, print_json, print_table, say
 from adapterhub.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.trainers.probe import Probe
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GB|GiB|G)?", re.IGNORECASE)
 
@@ -19,12 +23,16 @@ def plan(
     gpu: Annotated[
         str | None, typer.Option("--gpu", metavar="SIZE", help="Memory of a GPU, e.g. 24GB: says what fits it.")
     ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Read the data, make three steps on this machine, and say how long it takes."),
+    ] = False,
     allow_unknown_keys: Annotated[
         bool, typer.Option("--allow-unknown-keys", help="Note unknown keys instead of refusing them.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a training will take, from the base's config.json alone."""
+    """Say what a training will take, from the base's config.json alone; --probe also needs its weights and the data."""
     from adapterhub.trainers import Machine, base_config, read_config, read_yaml
     from adapterhub.trainers import plan as make
 
@@ -32,13 +40,20 @@ def plan(
     machine = Machine(gpu=True) if limit else Machine.here()
     read = read_config(read_yaml(config), machine=machine, allow_unknown_keys=allow_unknown_keys).config
     found = make(read, base_config(read.base_model, revision=read.model_revision), gpu=machine.gpu, limit=limit)
+    timed = _probed(config, allow_unknown_keys=allow_unknown_keys) if probe else None
     if as_json:
-        print_json(found.to_json())
+        print_json(found.to_json() | ({"probe": timed.to_json()} if timed else {}))
         return
     share = found.trainable / found.parameters
     say(f"{found.base}: {found.parameters:,} parameters, {found.trainable:,} trained ({share:.2%})")
     say(f"adapter: {found.adapter_bytes / 1e6:,.1f} MB")
     print_table(("part", "GB"), [(part, f"{size / 1e9:.2f}") for part, size in found.memory.to_json().items()])
+    if timed is not None:
+        whole = timedelta(seconds=round(timed.seconds))
+        say(
+            f"time: {timed.steps} steps of {timed.step_seconds:.2f} s, {whole} in all "
+            f"({timed.tokens_per_second:.0f} tokens/s on this machine)"
+        )
     if limit is None:
         return
     if found.fits is None:
@@ -47,6 +62,17 @@ def plan(
         say(f"fits {gpu} with " + ", ".join(f"{k}: {str(v).lower()}" for k, v in found.fits.items()))
     else:
         say(f"fits {gpu} as it is")
+
+
+def _probed(config: Path, *, allow_unknown_keys: bool) -> Probe:
+    from adapterhub.cli.progress import shown
+    from adapterhub.trainers import prepare, read_config, read_yaml
+    from adapterhub.trainers.probe import probe
+
+    read = read_config(read_yaml(config), allow_unknown_keys=allow_unknown_keys).config
+    prepared = prepare(read, beside=dict.fromkeys(("datasets", "test_datasets", "config"), config.parent))
+    with shown() as listener:
+        return probe(prepared, on_event=listener)
 
 
 def _bytes(written: str) -> int:

@@ -94,6 +94,17 @@ def test_plan_says_what_fits(ah: Ah, write_config: Writer, tmp_path: Path) -> No
     assert json.loads(ah("plan", changed, "--gpu", "24GB", "--json").out)["fits"] == {}
 
 
+@pytest.mark.slow
+def test_a_probe_tells_the_steps_and_leaves_nothing(ah: Ah, write_config: Writer, tmp_path: Path) -> None:
+    config = write_config(max_steps=None, num_epochs=2, report_to="none")
+    before = sorted(tmp_path.rglob("*"))
+    told = json.loads(ah("plan", config, "--probe", "--json").out)["probe"]
+    assert told["steps"] == 12
+    assert told["seconds"] == pytest.approx(12 * told["step_seconds"], abs=0.1)
+    assert told["tokens_per_second"] > 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_plan_names_a_base_that_is_not_there(ah: Ah, write_config: Writer) -> None:
     found = ah("plan", write_config(base_model="./none"))
     assert found.code == 2
