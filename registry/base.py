@@ -264,8 +264,8 @@ class Registry(Protocol):
         ``expected`` is as for `set_channel`. Raises NotFound when nothing is left to go back to, Conflict.
         """
 
-    def channel_log(self, name: AdapterName, channel: str) -> list[ChannelMove]:
-        """All moves of a channel, newest first. Raises NotFound."""
+    def channel_log(self, name: AdapterName, channel: str, *, limit: int | None = None) -> list[ChannelMove]:
+        """All moves of a channel, or the newest ``limit``, newest first. Raises NotFound."""
 
     def set_status(self, name: AdapterName, version: int, status: Status, *, who: str, why: str = "") -> StatusChange:
         """Yank, deprecate, delete, or make active again. Deleted is final: Gone for any later change."""

@@ -171,9 +171,9 @@ class HubRegistry:
     def channels(self, name: AdapterName) -> dict[str, ChannelMove]:
         return {channel: moves[0] for channel, moves in sorted(self._state(name).log.moves.items())}
 
-    def channel_log(self, name: AdapterName, channel: str) -> list[ChannelMove]:
+    def channel_log(self, name: AdapterName, channel: str, *, limit: int | None = None) -> list[ChannelMove]:
         check_channel(channel)
-        return list(moves_of(name, channel, self._state(name).log))
+        return list(moves_of(name, channel, self._state(name).log)[:limit])
 
     def set_channel(
         self,

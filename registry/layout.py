@@ -15,6 +15,7 @@
     t/<tenant>/condemned/<epoch>.json                        a collection under way, for publishers
     t/<tenant>/condemned/<epoch>.closed                      its collector has deleted the last blob
     gone/<tenant>.json                                       a deleted tenant; the name is never issued again
+    t/<tenant>/idx/<INV-ms>-<id>.json.gz                     a listing snapshot: derived, can be rebuilt
     doctor/<id>-…                                            the doctor's trials, removed again
 
 ``INV`` is 10⁹ − n, zero padded: object stores list ascending only, so the newest sorts first, and "the newest" is one
@@ -27,6 +28,8 @@ Names come in as `AdapterName` or checked tenant and channel names, so no key le
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 
 from adapterhub.errors import IntegrityError, InvalidName
 from adapterhub.refs import AdapterName, check_channel, check_tenant
@@ -102,6 +105,20 @@ def adapters(tenant: str) -> str:
     """Prefix; its folders are adapter names."""
     check_tenant(tenant)
     return f"t/{tenant}/a/"
+
+
+def adapter_names(tenant: str, folders: Iterable[str]) -> list[AdapterName]:
+    """Without what somebody put there by hand (``.DS_Store``)."""
+    names = []
+    for folder in folders:
+        with suppress(InvalidName):
+            names.append(AdapterName(tenant, folder))
+    return names
+
+
+def adapter(name: AdapterName) -> str:
+    """Prefix of all that one adapter has."""
+    return f"{adapters(name.tenant)}{name.adapter}/"
 
 
 def versions(name: AdapterName) -> str:
@@ -192,6 +209,16 @@ def event_of(tenant: str, key: str) -> tuple[AdapterName, str, int] | None:
 def events_at(tenant: str, milliseconds: int) -> str:
     """What keys of events at this time start with; newer events sort before it, older ones after."""
     return f"{events(tenant)}{_TOP_MS - milliseconds:013d}"
+
+
+def snapshots(tenant: str) -> str:
+    """Prefix; newest listing snapshot first."""
+    check_tenant(tenant)
+    return f"t/{tenant}/idx/"
+
+
+def snapshot(tenant: str, milliseconds: int, identity: str) -> str:
+    return f"{snapshots(tenant)}{_TOP_MS - milliseconds:013d}-{identity}.json.gz"
 
 
 def trial(identity: str, name: str) -> str:

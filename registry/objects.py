@@ -36,8 +36,8 @@ from adapterhub.registry.base import (
 from adapterhub.registry.changelog import ChangeLog
 from adapterhub.registry.channels import check_weights, rollback_targets, standing
 from adapterhub.registry.clock import now
+from adapterhub.registry.listing import Listing
 from adapterhub.registry.logs import NumberedLog, status_changes
-from adapterhub.registry.overview import Overviews, found
 from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.publishing import Publisher
 from adapterhub.registry.records import Records, blob_key
@@ -53,7 +53,7 @@ class ObjectRegistry:
         self.store = store
         self._publisher = Publisher(store, wait=wait)
         self._records = Records(store)
-        self._overviews = Overviews(store)
+        self._listing = Listing(store)
         self._log = ChangeLog(store)
         self._identity: identity.Identity | None = None  # what registry.json says, once it was read
 
@@ -118,7 +118,7 @@ class ObjectRegistry:
         return any(self._records.newest_number(name) for name in self._named(tenant))
 
     def _named(self, tenant: str) -> list[AdapterName]:
-        return [AdapterName(tenant, adapter) for adapter in self.store.folders(layout.adapters(tenant))]
+        return layout.adapter_names(tenant, self.store.folders(layout.adapters(tenant)))
 
     def numbers(self, name: AdapterName) -> list[int]:
         self._require_adapter(name)
@@ -142,8 +142,12 @@ class ObjectRegistry:
 
     def overview(self, tenant: str) -> list[Overview]:
         self._open()
-        keys = self.store.keys(layout.adapters(tenant))
-        return [seen.overview for _, seen in sorted(self._overviews.read(dict(found(keys, tenant)), {}).items())]
+        return self._listing.overview(tenant)
+
+    def reindex(self, tenant: str) -> int:
+        """Write a new listing snapshot from everything that is there; returns the number of adapters."""
+        self._open_for_writing()
+        return self._listing.reindex(tenant)
 
     def fetch_file(self, record: Record, path: str, destination: Path, *, progress: Progress | None = None) -> None:
         entry = file_of(record, path)
@@ -170,14 +174,15 @@ class ObjectRegistry:
 
     def channels(self, name: AdapterName) -> dict[str, ChannelMove]:
         self._require_adapter(name)
-        moves = {channel: self._newest_move(name, channel) for channel in self.store.folders(layout.channels(name))}
-        return {channel: move for channel, move in moves.items() if move is not None}
+        channels = self.store.folders(layout.channels(name))
+        moves = side_by_side(lambda channel: self._newest_move(name, channel), channels)
+        return {channel: move for channel, move in zip(channels, moves, strict=True) if move is not None}
 
-    def channel_log(self, name: AdapterName, channel: str) -> list[ChannelMove]:
+    def channel_log(self, name: AdapterName, channel: str, *, limit: int | None = None) -> list[ChannelMove]:
         check_channel(channel)
-        self._require_adapter(name)
-        log = self._moves(name, channel).all()
+        log = self._moves(name, channel).all(limit)
         if not log:
+            self._require_adapter(name)
             raise rules.no_channel(name, channel)
         return log
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from adapterhub.errors import InvalidName
 from adapterhub.refs import AdapterName
 from adapterhub.registry import entries, layout, rules
 from adapterhub.registry.base import Evaluation, Overview, StatusChange, Summary, Target
@@ -45,11 +44,8 @@ def found(keys: Iterable[str], tenant: str) -> Iterator[tuple[AdapterName, Found
     parts = (key.removeprefix(prefix).split("/") for key in keys)
     for adapter, of_one in groupby(parts, key=lambda part: part[0]):
         its = _found(part[1:] for part in of_one)
-        if its.versions:
-            try:
-                yield AdapterName(tenant, adapter), its
-            except InvalidName:
-                continue  # a folder that somebody made by hand; `ah fsck` tells of it
+        for name in layout.adapter_names(tenant, [adapter] if its.versions else ()):
+            yield name, its
 
 
 def _found(keys: Iterable[list[str]]) -> Found:

@@ -60,10 +60,9 @@ def read_deployment(registry: Registry, ref: AdapterRef) -> Deployment:
 
     A version that was yanked gives its share to the others. Raises NotFound, Gone where none is left, StorageError.
     """
-    move = registry.channels(ref.name).get(ref.channel) if ref.channel not in (None, LATEST) else None
-    if move is None or len(move.targets) == 1:
+    if ref.channel in (None, LATEST) or len(registry.channel_log(ref.name, str(ref.channel), limit=1)[0].targets) == 1:
         return Deployment(((registry.resolve(ref), 100),))
-    trial = rollouts.read(registry.channel_log(ref.name, move.channel))
+    trial = rollouts.read(registry.channel_log(ref.name, str(ref.channel)))
     shares: list[Share] = []
     refusal: Gone | None = None
     for target in trial.move.targets:

@@ -137,6 +137,17 @@ def test_search_by_everything(told: Ah) -> None:
         assert (done.code, done.out) == (2, ""), done
 
 
+def test_reindex_writes_a_snapshot(told: Ah) -> None:
+    assert told("registry", "reindex", "--json").json == {"acme": 2}
+    assert len(list((Path(os.environ["AH_HOME"]) / "registry/t/acme/idx").iterdir())) == 1
+    assert [row["adapter"] for row in told("ls", "acme", "--json").json] == ["acme/merged", "acme/support"]
+    assert "acme" in told("registry", "reindex", "acme").out
+    for wrong in (["nobody"], ["acme", "nobody"], ["../acme"]):
+        done = told("registry", "reindex", *wrong)
+        assert (done.code, done.out) == (2, ""), done
+    assert "has no listing snapshots" in told("registry", "reindex", "--registry", "hf://acme-models").err
+
+
 @pytest.mark.parametrize(
     ("widths", "room", "fits"),
     [

@@ -114,6 +114,40 @@ def _objects(store: Store) -> ObjectRegistry:
     return ObjectRegistry(store)
 
 
+class CountingStore(MemoryStore):
+    """Knows what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def keys(self, prefix: str, **options: Any) -> list[str]:
+        self.asked.append(f"LIST {prefix}")
+        return super().keys(prefix, **options)
+
+    def folders(self, prefix: str) -> list[str]:
+        self.asked.append(f"LIST {prefix}")
+        return super().folders(prefix)
+
+    def read(self, key: str) -> bytes:
+        self.asked.append(f"GET {key}")
+        return super().read(key)
+
+    def exists(self, key: str) -> bool:
+        self.asked.append(f"HEAD {key}")
+        return super().exists(key)
+
+    def since(self, question: Callable[[], object]) -> list[str]:
+        self.asked.clear()
+        question()
+        return list(self.asked)
+
+
+@pytest.fixture
+def counting_store() -> CountingStore:
+    return CountingStore()
+
+
 @pytest.fixture(params=["memory", "local", "s3", "hub"])
 def every_registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
     """Every kind, over stores and not."""
