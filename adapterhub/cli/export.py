@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from adapterhub import peftdir
+from adapterhub.cli.gguf import check_gguf_flags, write_gguf
 from adapterhub.cli.output import BaseOption, BundleOption, JsonOption, RegistryOption, SignedByOption, err, print_json
 from adapterhub.cli.sizes import parse_size
 from adapterhub.errors import InvalidName, Untrusted, UsageError
@@ -41,7 +42,9 @@ def export(
     what: Annotated[
         str, typer.Argument(metavar="REF|DIR", help="tenant/adapter[@version], a run, or an adapter directory.")
     ],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder for the model.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR|FILE", help="A new folder for the model; for GGUF a new file.")
+    ],
     base: BaseOption = None,
     dtype: Annotated[
         str | None,
@@ -64,6 +67,14 @@ def export(
     link: Annotated[
         bool, typer.Option("--link", help="Hard links to the base's files where nothing in them changes.")
     ] = False,
+    form: Annotated[
+        Literal["safetensors", "gguf", "gguf-lora"],
+        typer.Option("--format", help="gguf: the merged model for llama.cpp. gguf-lora: the adapter alone for it."),
+    ] = "safetensors",
+    gguf_type: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"] | None,
+        typer.Option("--gguf-type", help="What a GGUF file's weights are stored as; default f16.", show_default=False),
+    ] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Print what would be done, with time, memory and disk, and exit.")
     ] = False,
@@ -92,7 +103,29 @@ def export(
             why="neither --base nor $AH_BASE names one",
             hint=f"ah export {what} --base BASE --to {to}",
         )
+    of_folders = {
+        "--dtype": dtype,
+        "--max-shard-size": max_shard_size,
+        "--link": link,
+        "--plan": plan_only,
+        "--resume": resume,
+        "--no-certificate": not certificate,
+    }
+    check_gguf_flags(form, gguf_type, of_folders)
     source = find_source(what, settings, registry_url or settings.registry, signers=signers)
+    if form != "safetensors":
+        write_gguf(
+            source.path,
+            name,
+            to,
+            lora=form == "gguf-lora",
+            kind=gguf_type or "f16",
+            base_precision=base_precision,
+            recorded=source.recorded,
+            record=source.record,
+            as_json=as_json,
+        )
+        return
 
     from adapterhub.base import find_base
     from adapterhub.export import export_model, last_speed, plan_export, remember

@@ -14,6 +14,7 @@ A model is exported in this order, and nothing of it has its final name before t
     certificate  reads it all again with other arithmetic; `export.json`
     staging      a locked folder beside the target, a journal, fsync, rename
 
+Other ways: `gguf` (one file for llama.cpp), `combine` (several adapters), `extract` (a tuned model back to an adapter).
 Where next: `model` (the main path), `layout` (what happens to each byte), `certificate` (what is proven).
 Paths in, path out: nothing here knows where versions live.
 """
