@@ -3,6 +3,7 @@
     records    each against its digest and its name         one by one: a broken one does not hide the others
     files      each against its sha256, once a blob          in parallel
     logs       statuses, channel moves, evaluations          readable, contiguous, pointing at versions that are there
+    signatures whole, over the digest, of the key they name  `ah signatures` asks the key itself
     digests    each version is found by its digest           what `acme/support@sha256:…` asks
 
 Only `base.Registry` is used, so it works for every kind of registry.
@@ -20,6 +21,7 @@ from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry.base import ChannelMove, Progress, Registry, Version
 from adapterhub.registry.logs import Numbered
+from adapterhub.registry.signing import flaw
 
 T = TypeVar("T")
 
@@ -111,6 +113,10 @@ def _versions(registry: Registry, name: AdapterName, report: Report) -> dict[int
 def _check_version(registry: Registry, record: Record, report: Report) -> None:
     _check_log(registry.status_log, record, f"{record.ref} status", report)
     _check_log(registry.evaluations, record, f"{record.ref} evaluations", report)
+    for signature in registry.signatures(record):
+        if wrong := flaw(record.manifest, signature):
+            where = f"{record.ref} signature {signature.key[:12]}"
+            report.problems.append(Problem(where, wrong, "remove it from the registry, then sign again: `ah sign`"))
 
 
 def _check_log(

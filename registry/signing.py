@@ -142,7 +142,7 @@ def verify(manifest: Manifest, signature: Signature, *, key: PublicKey) -> None:
         raise _refused("is damaged", key) from error
     if hint != key.id:
         raise _refused("names another key inside", key)
-    signed = [{"name": MANIFEST, "algorithm": "sha256", "digest": manifest.digest.removeprefix("sha256:")}]
+    signed = _signed(manifest)
     with tempfile.TemporaryDirectory(prefix="ah-verify-") as folder:
         model = _as_model(manifest, Path(folder))
         public, bundle = Path(folder) / "key.pub", Path(folder) / "bundle.json"
@@ -155,6 +155,22 @@ def verify(manifest: Manifest, signature: Signature, *, key: PublicKey) -> None:
             raise _refused(changed, key) from error
     if resources != signed:  # a signer may leave files out: then it says nothing of ours
         raise _refused("is over another digest", key)
+
+
+def flaw(manifest: Manifest, signature: Signature) -> str:
+    """What is wrong with a signature by its own account, before any key is asked; empty where nothing is."""
+    try:
+        hint, resources = _claims(signature.bundle)
+    except (IntegrityError, *_BROKEN):
+        return "it is damaged"
+    if hint != signature.key:
+        return "it names another key inside"
+    return "" if resources == _signed(manifest) else "it is over another digest"
+
+
+def _signed(manifest: Manifest) -> list[Any]:
+    """What a signature of this manifest speaks of."""
+    return [{"name": MANIFEST, "algorithm": "sha256", "digest": manifest.digest.removeprefix("sha256:")}]
 
 
 def _claims(bundle: bytes) -> tuple[str, list[Any]]:

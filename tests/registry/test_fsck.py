@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,10 @@ from adapterhub.errors import NotFound
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, ObjectRegistry
+from adapterhub.registry.base import Signature
 from adapterhub.registry.fsck import Report, fsck
 from adapterhub.registry.memory import MemoryStore
+from adapterhub.registry.signing import sign
 
 Drafts = Callable[..., Draft]
 V1, V2, V3 = (f"t/acme/a/support/v/{10**9 - n:09d}-{n}.json" for n in (1, 2, 3))
@@ -164,3 +167,22 @@ def test_a_version_that_its_digest_does_not_find_is_told(registry: ObjectRegistr
 def test_what_is_no_key_of_ours_is_told(registry: ObjectRegistry, three: list[Record], file: str) -> None:
     registry.store.create(f"t/acme/a/support/v/{file}", b"put there by hand")
     assert any(f"{file} is no part of a registry" in line for line in found(fsck(registry)))
+
+
+def test_signatures_are_whole_and_of_what_they_stand_beside(
+    registry: ObjectRegistry, new_draft: Callable[..., Draft], name: AdapterName, keys: dict[str, tuple[Path, Path]]
+) -> None:
+    one, two = (registry.publish(new_draft(), name=name, author="ana") for _ in range(2))
+    good = sign(registry, one, key=keys["ana"][0])
+    assert fsck(registry).is_clean
+    for wrong, said in (
+        (Signature("0" * 64, good.bundle), "names another key"),
+        (Signature(good.key, good.bundle), "another digest"),
+        (Signature("1" * 64, b"{}"), "damaged"),
+        (Signature("2" * 64, b"[" * 100_000), "damaged"),
+    ):
+        registry.add_signature(two, wrong)
+        (problem,) = fsck(registry).problems
+        assert problem.where == f"acme/support@2 signature {wrong.key[:12]}"
+        assert said in problem.what
+        registry.store.delete(*registry.store.keys("t/acme/a/support/sig/" + two.digest.removeprefix("sha256:") + "/"))
