@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -60,7 +61,9 @@ async def count_prompt(app: Any, scope: Message, path: str, body: dict[str, Any]
     status, answer = 0, b""
 
     async def receive() -> Message:
-        return pending.pop() if pending else {"type": "http.disconnect"}
+        if not pending:  # nobody leaves: vLLM listens for that, and would answer nothing
+            await asyncio.Event().wait()
+        return pending.pop()
 
     async def send(message: Message) -> None:
         nonlocal status, answer

@@ -94,6 +94,11 @@ class TenancyMiddleware:
             except AdapterHubError as error:
                 await _refuse(send, error, path=scope["path"], request_id=request_id)
                 return
+            except Exception as error:  # noqa: BLE001 - a bug of ours: vLLM would send its text, whatever it names
+                broken = AdapterHubError("a request met a bug", why=repr(error))
+                broken.__cause__ = error
+                await _refuse(send, broken, path=scope["path"], request_id=request_id)
+                return
             admitted.headers.append((b"x-request-id", request_id.encode()))
             if admitted.turn is not None:
                 send = counting(send, admitted.turn)

@@ -63,6 +63,7 @@ class Server:
     async def _answer(self, request: Request) -> Any:
         body = await request.json()
         if request.url.path == "/tokenize":
+            assert not await request.is_disconnected(), "vLLM would answer nothing"
             text = body.get("prompt") or " ".join(m["content"] for m in body.get("messages", ()))
             return {"count": len(text.split())}
         self.seen.append(body)
@@ -388,6 +389,17 @@ class TestWhatTheEngineSays:
         answer = await server.chat(await server.key("acme"))
         assert answer.status_code == 503
         assert "usage" not in answer.text and answer.headers["x-request-id"] in answer.text
+
+    async def test_nor_are_bugs_of_our_own(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def broken(*_: object) -> None:
+            raise RuntimeError("/secret/path")
+
+        monkeypatch.setattr(server.replica.quota, "count_request", broken)
+        answer = await server.chat(await server.key("acme"))
+        assert answer.status_code == 500 and "secret" not in answer.text
+        assert "/secret/path" in caplog.text
 
     async def test_a_tenant_sees_its_own_metrics_alone(self, server: Server) -> None:
         page = "\n".join(
