@@ -30,14 +30,15 @@ def write_report(
     """Write ``curves.png`` and ``report.html`` from ``metrics.jsonl``."""
     metrics = read_metrics(folder / METRICS)
     title = str(prepared.config.name or folder.name)
-    (folder / PNG).write_bytes(draw(metrics, title=title, form="png"))
-    svg = draw(metrics, title=None, form="svg").decode()
+    best = prepared.config.load_best_model_at_end
+    (folder / PNG).write_bytes(draw(metrics, title=title, form="png", best=best))
+    svg = draw(metrics, title=None, form="svg", best=best).decode()
     page = _page(title, svg[svg.index("<svg") :], prepared, fitted, fates, environment)
     (folder / HTML).write_text(page, encoding="utf-8")
 
 
-def draw(metrics: Sequence[Mapping[str, Any]], *, title: str | None, form: str) -> bytes:
-    """The curves as ``png`` or ``svg`` bytes."""
+def draw(metrics: Sequence[Mapping[str, Any]], *, title: str | None, form: str, best: bool = False) -> bytes:
+    """The curves as ``png`` or ``svg`` bytes; the number stands at the last evaluation, or at the ``best`` one."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -57,8 +58,9 @@ def draw(metrics: Sequence[Mapping[str, Any]], *, title: str | None, form: str) 
         if evals:
             at, values = [line["step"] for line in evals], [line["eval_loss"] for line in evals]
             top.plot(at, values, color=_ORANGE, marker="o", markersize=6, linewidth=1.5, label="evaluation loss")
+            shown = values.index(min(values)) if best else -1
             top.annotate(
-                f"{values[-1]:.3f}", (at[-1], values[-1]), xytext=(-4, 9), textcoords="offset points",
+                f"{values[shown]:.3f}", (at[shown], values[shown]), xytext=(-4, 9), textcoords="offset points",
                 ha="right", color=_ORANGE, weight="bold",
             )  # fmt: skip
         top.set_ylabel("loss (nats per token)")
@@ -107,7 +109,10 @@ def _page(
     config, train = prepared.config, prepared.train
     rows = len(train.examples)
     cards = [
-        ("evaluation loss", f"{fitted.eval_loss:.4f}" if fitted.eval_loss is not None else "no data"),
+        (
+            "evaluation loss" + (", best" if config.load_best_model_at_end else ""),
+            f"{fitted.eval_loss:.4f}" if fitted.eval_loss is not None else "no data",
+        ),
         ("training loss, mean", f"{fitted.train_loss:.4f}"),
         ("steps", f"{fitted.steps:,}"),
         ("seconds", f"{fitted.seconds:,.1f}"),

@@ -127,6 +127,9 @@ def test_a_run_that_gets_worse_stops_early_and_keeps_the_best(write_config: Writ
     assert result.fitted.steps < 40
     assert result.fitted.eval_loss == min(evals)
     assert evals.index(min(evals)) == len(evals) - 3
+    page = (result.folder / "report.html").read_text()
+    assert f"{min(evals):.3f}</text>" in page  # the number that stands at the curve is that of what was kept
+    assert "evaluation loss, best" in page
 
 
 def test_the_watchdog_ends_a_run_whose_loss_stays_high(write_config: Writer) -> None:
