@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from adapterhub.errors import AdapterHubError, IntegrityError, NotFound, Unsupported
 from adapterhub.refs import AdapterName
-from adapterhub.registry import layout, snapshots
+from adapterhub.registry import layout, snapshots, tombstones
 from adapterhub.registry.base import Overview
 from adapterhub.registry.overview import Found, Overviews, Seen, found
 from adapterhub.registry.parallel import side_by_side
@@ -105,6 +105,9 @@ class Listing:
     def _write(self, tenant: str, snapshot: Snapshot, now: float) -> None:
         key = layout.snapshot(tenant, int(now * 1000), uuid.uuid4().hex)
         self._store.create(key, snapshots.to_bytes(snapshot), lasting=False)
+        if tombstones.is_gone(self._store, tenant):  # deleted since it was looked at: nothing of it may stay
+            tombstones.clear(self._store, tenant)
+            return
         self._store.delete(*self._store.keys(layout.snapshots(tenant))[_KEPT:])
 
 

@@ -137,6 +137,22 @@ def test_three_snapshots_are_kept(store: Any, registry: ObjectRegistry, clock: C
     assert len(kept(store)) == 3
 
 
+def test_no_snapshot_brings_back_a_deleted_tenant(
+    store: Any, registry: ObjectRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = store.create
+
+    def deleted_meanwhile(key: str, value: bytes, **options: Any) -> None:
+        monkeypatch.setattr(store, "create", create)
+        registry.delete_tenant("acme", who="ana")
+        create(key, value, **options)
+
+    monkeypatch.setattr(store, "create", deleted_meanwhile)
+    registry.overview("acme")
+    assert store.keys("t/acme/") == []
+    assert registry.overview("acme") == []
+
+
 def test_a_reader_who_may_not_write_lists_all_the_same(store: Any, registry: ObjectRegistry, clock: Clock) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise StorageError("no permission")

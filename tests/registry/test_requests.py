@@ -45,7 +45,7 @@ def test_a_channel_is_resolved_in_four_requests_however_many_versions(
 
 def test_tenants_are_found_by_their_first_adapter(store: Any, registry: ObjectRegistry, new_draft: Drafts) -> None:
     publish(registry, new_draft, *[AdapterName("acme", f"a{n}") for n in range(20)], AdapterName("beta", "b"))
-    assert len(store.since(registry.tenants)) == 1 + 2 * 2
+    assert len(store.since(registry.tenants)) == 2 + 2 * 2  # who was deleted, the tenants, and of each its adapters
 
 
 def test_watchers_need_one_list_a_poll_and_what_moved(
