@@ -39,7 +39,10 @@ _DTYPE_BYTES = {
     "I64": 8,
     "I32": 4,
 }
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>A|B|embedding_A|embedding_B)(?:\.default)?(?:\.weight)?")
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<kind>A|B|embedding_A|embedding_B|magnitude_vector|B(?:\.default)?\.bias)"
+    r"(?:\.default)?(?:\.weight)?"
+)
 _PREFIX = "base_model.model."
 # Variants of PEFT whose layer is not W + s·B·A of the base's own W, whatever their tensors look like.
 _NO_PLAIN_SUM = {
@@ -71,6 +74,8 @@ class Factor:
     rank: int
     scale: float  # alpha/r, or alpha/sqrt(r) for rsLoRA (arXiv:2312.03732)
     embedding: bool = False
+    magnitude: Tensor | None = None  # DoRA's m (out,): W' = m · V/‖V‖ with V = W + scale · B·A (arXiv:2402.09353)
+    bias: Tensor | None = None  # of lora_bias (out,): scale times it is added to the layer's bias
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class PeftDir:
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     factors: tuple[Factor, ...]
-    others: tuple[Tensor, ...]  # modules to save, biases, magnitude vectors …
+    others: tuple[Tensor, ...]  # modules to save, biases, resized embeddings …
 
     @property
     def shape(self) -> LoraShape:
@@ -172,7 +177,7 @@ def verdicts(adapter: PeftDir) -> Verdicts:
     variant = _variant_reason(adapter)
     serve = variant or _serve_reason(adapter)
     merge = _merge_reason(adapter)
-    gguf = variant or _merge_reason(adapter)
+    gguf = variant or plain_reason(adapter)
     return Verdicts(
         serve=Verdict("no" if serve else "yes", serve, VLLM),
         merge=Verdict("no" if merge else "yes", merge),
@@ -224,19 +229,43 @@ def _serve_reason(adapter: PeftDir) -> str:
 
 def _merge_reason(adapter: PeftDir) -> str:
     config = adapter.config
-    if config.get("use_dora"):
-        return "DoRA is not merged yet"
-    if (config.get("bias") or "none") != "none" or config.get("lora_bias"):
-        return "biases are not merged yet"
     if config.get("alora_invocation_tokens"):
         return "aLoRA acts on some tokens only and cannot be merged"
     if config.get("layer_replication"):
         return "layer replication changes the base's depth"
+    if config.get("trainable_token_indices") or any(".token_adapter." in t.name for t in adapter.others):
+        return "trainable tokens are not merged yet"
+    heads = {"classifier", "score"} & set(config.get("modules_to_save") or ())
+    if heads:
+        return f"modules_to_save {', '.join(sorted(heads))}: a language model has no such head"
+    return _parts_reason(adapter) or _initialisation_reason(config)
+
+
+def _parts_reason(adapter: PeftDir) -> str:
+    """Where config and tensors say different things, PEFT ignores some of them."""
+    config = adapter.config
+    if config.get("use_dora") and config.get("lora_bias"):
+        return "DoRA with lora_bias has no merged form"
+    for factor in adapter.factors:
+        if bool(config.get("use_dora")) != (factor.magnitude is not None):
+            return f"use_dora is {bool(config.get('use_dora'))}, but {factor.module} says otherwise"
+        if factor.bias is not None and not config.get("lora_bias"):
+            return f"{factor.module} has a bias of its own, but lora_bias is not set"
+    return ""
+
+
+def plain_reason(adapter: PeftDir) -> str:
+    """Why the adapter is more than factors of linear layers, or no sum with the base at all; empty where it is not."""
+    config = adapter.config
+    if config.get("use_dora"):
+        return "DoRA is no sum of factors"
+    if (config.get("bias") or "none") != "none" or config.get("lora_bias"):
+        return "it has biases"
     if adapter.others:
-        return f"{adapter.others[0].name} is no LoRA factor; modules to save are not merged yet"
+        return f"{adapter.others[0].name} is no LoRA factor"
     if any(f.embedding for f in adapter.factors):
-        return "LoRA on embeddings is not merged yet"
-    return _initialisation_reason(config)
+        return "it has LoRA on embeddings"
+    return _merge_reason(adapter)
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -294,15 +323,16 @@ def _tensor(path: Path, name: str, entry: Any, offset: int, size: int) -> Tensor
 def _pair(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
 ) -> tuple[tuple[Factor, ...], tuple[Tensor, ...]]:
-    halves: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     others = []
     for name, tensor in tensors.items():
         match = _FACTOR.fullmatch(name)
         if match is None:
             others.append(tensor)
         else:
-            halves.setdefault(match["module"].removeprefix(_PREFIX), {})[match["kind"]] = tensor
-    factors = tuple(_factor(config, module, kinds, path) for module, kinds in sorted(halves.items()))
+            kind = "bias" if match["kind"].endswith(".bias") else match["kind"]
+            parts.setdefault(match["module"].removeprefix(_PREFIX), {})[kind] = tensor
+    factors = tuple(_factor(config, module, kinds, path) for module, kinds in sorted(parts.items()))
     return factors, tuple(others)
 
 
@@ -319,7 +349,14 @@ def _factor(config: Mapping[str, Any], module: str, kinds: Mapping[str, Tensor],
     rank = a.shape[0]
     if rank < 1:
         raise AdapterError(f"{path / WEIGHTS}: {module} has rank 0")
-    return Factor(module, a, b, rank, scale_of(config, module, rank), embedding)
+    magnitude, bias = kinds.get("magnitude_vector"), kinds.get("bias")
+    for vector in (magnitude, bias):
+        if vector is not None and vector.shape != b.shape[:1]:
+            raise AdapterError(
+                f"{path / WEIGHTS}: {vector.name} does not fit its factors",
+                why=f"it is {list(vector.shape)}, B is {list(b.shape)}",
+            )
+    return Factor(module, a, b, rank, scale_of(config, module, rank), embedding, magnitude, bias)
 
 
 def _elements(shape: tuple[int, ...]) -> int:

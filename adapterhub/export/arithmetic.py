@@ -1,7 +1,8 @@
 """The sum itself: float32 W + scale · B·A, rounded once. The only file of the export that knows torch.
 
 Every block is widened to float32, whatever dtype the base and the factors have, added to, and rounded once (to nearest,
-ties to even). A product that is rounded to bfloat16 before it is added puts 5 % of the weights one step off.
+ties to even). A product that is rounded to bfloat16 before it is added puts 5 % of the weights one step off. DoRA's
+lengths are told in float64 from the float32 sum, and given to it before it is rounded.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import Unsupported
 from adapterhub.export.files import read_at
-from adapterhub.export.layout import Delta, Rows
+from adapterhub.export.layout import BLOCK, Delta, Operation, Rows
 from adapterhub.export.unpack import read_rows
 from adapterhub.peftdir import Tensor
 
@@ -27,13 +28,65 @@ class Product:
     left: Any  # torch.Tensor
     right: Any  # torch.Tensor
     scale: float
+    lengths: Any = None  # DoRA: the length that each row of the sum gets, (rows,)
+    gains: Any = None  # DoRA on a transposed weight: what each column of the sum is multiplied by, (columns,)
 
 
-def product(delta: Delta, weights: Path) -> Product:
-    """Read a delta's two factors from the adapter's weight file."""
-    a, b = read_float32(delta.factor.a, weights), read_float32(delta.factor.b, weights)
+def product(operation: Operation, delta: Delta, weights: Path) -> Product:
+    """Read a delta's two factors from the adapter's weight file.
+
+    Where DoRA's lengths are the columns', this reads the whole tensor once, in blocks.
+    """
+    import torch
+
+    factor = delta.factor
+    if delta.bias and factor.bias:
+        return Product(read_float32(factor.bias, weights)[:, None], torch.ones(1, 1), factor.scale)
+    a, b = read_float32(factor.a, weights), read_float32(factor.b, weights)
     left, right = (a.T.contiguous(), b.T.contiguous()) if delta.transposed else (b, a)
-    return Product(left, right, delta.factor.scale)
+    plain = Product(left, right, factor.scale)
+    if delta.magnitude is None:
+        return plain
+    lengths = read_float32(delta.magnitude, weights)
+    if not delta.transposed:
+        return replace(plain, lengths=lengths)
+    return replace(plain, gains=_gains(lengths.double(), _column_norms(operation, plain), operation))
+
+
+def _column_norms(operation: Operation, delta: Product) -> Any:
+    """‖V‖ of each column of V = W + s·B·A, in float64: (columns,)."""
+    import torch
+
+    count, columns = operation.source.shape
+    squares = torch.zeros(columns, dtype=torch.float64)
+    step = max(1, BLOCK // columns)
+    for first in range(0, count, step):
+        block = _sum(Rows(operation, first, min(first + step, count), columns), delta)
+        squares += torch.linalg.vector_norm(block, dim=0, dtype=torch.float64) ** 2
+    return squares.sqrt()
+
+
+def _gains(lengths: Any, norms: Any, operation: Operation) -> Any:
+    """What rows or columns of these norms must be multiplied by to have these lengths."""
+    if not bool((norms > 0).all()):
+        raise Unsupported(
+            f"{operation.source.name} cannot be merged",
+            why="DoRA gives a length to a row that is zero, and so has no direction",
+            hint="serve it as an adapter",
+        )
+    return (lengths / norms).float()
+
+
+def _sum(rows: Rows, delta: Product | None) -> Any:
+    """W + ΔW of a block in float32, (rows, columns), in this thread's buffers."""
+    import torch
+
+    raw, dtype = read_rows(rows, lambda size: memoryview(_room("raw", size).numpy()))
+    old = torch.frombuffer(raw, dtype=_dtype(dtype), count=rows.elements)
+    block = _room("wide", 4 * rows.elements).view(torch.float32).copy_(old).view(-1, rows.columns)
+    if delta is not None:
+        block.addmm_(delta.left[rows.first : rows.last], delta.right, alpha=delta.scale)
+    return block
 
 
 def rewrite(rows: Rows, delta: Product | None) -> memoryview:
@@ -43,12 +96,13 @@ def rewrite(rows: Rows, delta: Product | None) -> memoryview:
     """
     import torch
 
-    raw, dtype = read_rows(rows, lambda size: memoryview(_room("raw", size).numpy()))
-    old = torch.frombuffer(raw, dtype=_dtype(dtype), count=rows.elements)
-    wide = _room("wide", 4 * rows.elements).view(torch.float32)
-    block = wide.copy_(old).view(-1, rows.columns)
-    if delta is not None:
-        block.addmm_(delta.left[rows.first : rows.last], delta.right, alpha=delta.scale)
+    block = _sum(rows, delta)
+    if delta is not None and delta.lengths is not None:
+        norms = torch.linalg.vector_norm(block, dim=1, dtype=torch.float64)
+        block *= _gains(delta.lengths[rows.first : rows.last].double(), norms, rows.operation)[:, None]
+    if delta is not None and delta.gains is not None:
+        block *= delta.gains
+    wide = block.view(-1)
     new = wide
     if rows.operation.dtype != "F32":
         new = _room("narrow", 2 * rows.elements).view(_dtype(rows.operation.dtype)).copy_(wide)

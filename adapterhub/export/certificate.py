@@ -8,7 +8,8 @@ The check shares no arithmetic with the merge: it reads the base, the adapter an
   *Accuracy and Stability of Numerical Algorithms*, 3.1): never more, and hardly ever that
 * of every merged tensor, ‖W' − W‖ over all elements is ‖s·B·A‖, which the factors give without the product:
   s²·tr((BᵀB)(AAᵀ)); allowed is what the rounding of W' may add
-* what is only cast is the base's value, rounded once
+* with DoRA the sampled rows have the magnitudes' lengths, and ‖W'‖ over all elements is ‖m‖
+* what is only cast, or the adapter's in place of the base's, is the value there, rounded once
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy.typing as npt
 from adapterhub import peftdir
 from adapterhub.errors import IntegrityError, NotFound
 from adapterhub.export.files import read_at
-from adapterhub.export.layout import WIDTH, Copy, Delta, FilePlan, Operation, Rows, blocks
+from adapterhub.export.layout import BLOCK, WIDTH, Copy, Delta, FilePlan, Operation, Rows, blocks
 from adapterhub.export.parallel import in_order
 from adapterhub.export.plan import Plan
 from adapterhub.export.unpack import read_rows
@@ -53,8 +54,8 @@ class TensorCheck:
     tensor: str
     rank: int
     scale: float
-    norm_planned: float  # ‖s·B·A‖, Frobenius, from the factors
-    norm_found: float  # ‖W' − W‖
+    norm_planned: float  # ‖s·B·A‖, Frobenius, from the factors; with DoRA ‖m‖
+    norm_found: float  # ‖W' − W‖; with DoRA ‖W'‖
     sampled: int  # elements compared with float64
     not_nearest: int  # of these, how many are not the float64 sum rounded once
     worst: float  # largest distance to that sum, as a share of what is allowed: 1 would be the limit
@@ -68,7 +69,8 @@ class Certificate:
     planned: int  # tensors to be merged
     cast: int  # tensors whose dtype changed and nothing else
     kept: int  # tensors with the base's bytes
-    kept_bytes: int  # bytes compared with the base's
+    kept_bytes: int  # bytes compared with their source's
+    saved: int = 0  # tensors that are the adapter's in place of the base's
 
     @property
     def sampled(self) -> int:
@@ -86,6 +88,7 @@ class Certificate:
         return {
             "merged": {"planned": self.planned, "applied": len(self.merged)},
             "cast": self.cast,
+            "saved": self.saved,
             "kept": {"tensors": self.kept, "bytes_identical": self.kept_bytes},
             "float64": {
                 "sampled": self.sampled,
@@ -124,9 +127,10 @@ def certify(plan: Plan, folder: Path, *, progress: Callable[[int], None] = lambd
     return Certificate(
         merged=tuple(checks),
         planned=len(plan.merged),
-        cast=sum(not op.kept and op.delta is None for op in plan.operations),
-        kept=sum(op.kept for op in plan.operations),
+        cast=sum(not (op.kept or op.delta or op.saved) for op in plan.operations),
+        kept=sum(op.kept and not op.saved for op in plan.operations),
         kept_bytes=kept_bytes,
+        saved=sum(op.saved for op in plan.operations),
     )
 
 
@@ -176,12 +180,21 @@ class _Factors:
     scale: float
     left: Array  # (rows, rank)
     right: Array  # (rank, columns)
+    lengths: Array | None = None  # DoRA's magnitudes: of rows, (rows,), or of columns, (columns,)
+    norms: Array | None = None  # of the sum's columns, where the lengths are theirs
+    moved: Array | None = None  # bound of the error of such a norm, as a multiple of that of its elements' own
 
     @property
     def norm(self) -> float:
-        """‖s·B·A‖ by the Gram matrices of the factors."""
+        """‖s·B·A‖ by the Gram matrices of the factors; ‖m‖ of DoRA."""
+        if self.lengths is not None:
+            return float(np.linalg.norm(self.lengths))
         gram = (self.left.T @ self.left) * (self.right @ self.right.T).T
         return abs(self.scale) * math.sqrt(max(0.0, float(gram.sum())))
+
+    @property
+    def measured(self) -> str:
+        return "difference from the base" if self.lengths is None else "size"
 
     @property
     def bound(self) -> float:
@@ -216,14 +229,15 @@ class _Found:
 
     def judge(self) -> TensorCheck:
         """Raises IntegrityError where the whole tensor did not change by what the factors say."""
-        planned, found = self.factors.norm, math.sqrt(self.change)
+        planned = self.factors.norm
+        found = math.sqrt(self.change if self.factors.lengths is None else self.new)
         rounding = 2.0 ** -_DIGITS[self.factors.dtype] * math.sqrt(self.new)
         rounding += _TINIEST[self.factors.dtype] * math.sqrt(self.elements)
         summing = (self.factors.rank + 4) * _UNIT * (math.sqrt(self.old) + self.factors.bound)
         if not abs(found - planned) <= rounding + summing + 1e-5 * planned:
             raise IntegrityError(
                 f"the merged {self.factors.name} is wrong",
-                why=f"it differs from the base by {found:.6g}, the adapter says {planned:.6g} (Frobenius norm)",
+                why=f"by the adapter its {self.factors.measured} is {planned:.6g}, it is {found:.6g} (Frobenius norm)",
                 hint="export again; if it stays so, check the disk, and report it",
             )
         return TensorCheck(
@@ -291,10 +305,26 @@ def _check_samples(rows: Rows, old: Array, new: Array, factors: _Factors) -> tup
     before, after = old[chosen - rows.first].astype(np.float64), new[chosen - rows.first]
     truth = before + factors.scale * (left @ factors.right)
     magnitude = np.abs(before) + abs(factors.scale) * (np.abs(left) @ np.abs(factors.right))
+    truth, magnitude = _lengthened(truth, magnitude, chosen, factors)
     steps = distance(after, truth, factors.dtype)
     allowed = (factors.rank + 4) * _UNIT * magnitude / step(truth, factors.dtype)
     _refuse_far(rows, after, steps, allowed)
     return int(after.size), int((steps > 0.5).sum()), float((steps / (0.5 + allowed)).max(initial=0))
+
+
+def _lengthened(truth: Array, magnitude: Array, chosen: Array, factors: _Factors) -> tuple[Array, Array]:
+    """The sampled rows with DoRA's lengths, and what bounds their error: the gain's own is that of the norm, which a
+    float32 sum moves by no more than the norm of its error, and two roundings."""
+    if factors.lengths is None:
+        return truth, magnitude
+    if factors.norms is not None and factors.moved is not None:
+        norms, moved, lengths = factors.norms, factors.moved, factors.lengths
+    else:
+        norms, lengths = np.linalg.norm(truth, axis=1, keepdims=True), factors.lengths[chosen][:, None]
+        moved = np.linalg.norm(magnitude, axis=1, keepdims=True) / norms
+    gains = lengths / norms
+    truth = truth * gains
+    return truth, magnitude * np.abs(gains) + np.abs(truth) * (moved + 1)
 
 
 def _refuse_far(rows: Rows, after: Array, steps: Array, allowed: Array) -> None:
@@ -331,9 +361,34 @@ def distance(found: Array, truth: Array, dtype: str) -> Array:
 
 
 def _factors(operation: Operation, delta: Delta, weights: Path) -> _Factors:
-    a, b = _matrix(delta.factor.a, weights), _matrix(delta.factor.b, weights)
+    factor, name = delta.factor, operation.source.name
+    if delta.bias and factor.bias:
+        bias = _matrix(factor.bias, weights)[:, None]
+        return _Factors(name, operation.dtype, 1, factor.scale, bias, np.ones((1, 1)))
+    a, b = _matrix(factor.a, weights), _matrix(factor.b, weights)
     left, right = (a.T, b.T) if delta.transposed else (b, a)
-    return _Factors(operation.source.name, operation.dtype, delta.factor.rank, delta.factor.scale, left, right)
+    plain = _Factors(name, operation.dtype, factor.rank, factor.scale, left, right)
+    if delta.magnitude is None:
+        return plain
+    lengths = _matrix(delta.magnitude, weights)
+    if not delta.transposed:
+        return replace(plain, lengths=lengths)
+    norms, moved = _column_norms(operation, plain)
+    return replace(plain, lengths=lengths, norms=norms, moved=moved)
+
+
+def _column_norms(operation: Operation, factors: _Factors) -> tuple[Array, Array]:
+    """‖V‖ of each column of V = W + s·B·A, in float64, and ‖|W| + |s|·|B||A|‖ over it; reads the tensor in blocks."""
+    count, columns = operation.source.shape
+    squares, bounds = np.zeros(columns), np.zeros(columns)
+    height = max(1, BLOCK // columns)
+    for first in range(0, count, height):
+        rows = Rows(operation, first, min(first + height, count), columns)
+        old = widen(*read_rows(rows)).reshape(-1, columns).astype(np.float64)
+        left = factors.left[first : rows.last]
+        squares += ((old + factors.scale * (left @ factors.right)) ** 2).sum(axis=0)
+        bounds += ((np.abs(old) + abs(factors.scale) * (np.abs(left) @ np.abs(factors.right))) ** 2).sum(axis=0)
+    return np.sqrt(squares), np.sqrt(bounds / squares)
 
 
 def _matrix(tensor: peftdir.Tensor, weights: Path) -> Array:

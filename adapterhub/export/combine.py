@@ -129,9 +129,8 @@ def _check(parts: Sequence[Part], recipe: Recipe) -> None:
 
 def _read(part: Part) -> PeftDir:
     adapter = peftdir.read(part.path)
-    verdict = peftdir.verdicts(adapter).merge
-    if verdict.answer == "no":
-        raise Unsupported(f"{part.path} cannot be merged", why=verdict.reason)
+    if why := peftdir.plain_reason(adapter):
+        raise Unsupported(f"{part.path} cannot be merged with others", why=why)
     if adapter.config.get("fan_in_fan_out") or any(len(f.a.shape) != 2 or len(f.b.shape) != 2 for f in adapter.factors):
         raise Unsupported(f"{part.path} cannot be merged with others", why="it is not on plain linear layers alone")
     odd = next((t for t in adapter.tensors.values() if t.dtype not in {"F32", "F16", "BF16"}), None)

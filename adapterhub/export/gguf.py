@@ -99,6 +99,12 @@ def export_gguf(
     arch = architecture(base.config)
     recorded = recorded or (record.manifest.base if record else None)
     plan = plan_export(adapter, base, to.absolute(), base_precision=base_precision, recorded=recorded)
+    if "vocab_size" in plan.config:
+        raise Unsupported(
+            f"{adapter} cannot be written as GGUF",
+            why=f"it was trained with a vocabulary of {plan.config['vocab_size']} tokens, another than the base's",
+            hint="export the model to a folder, and convert that with llama.cpp's convert_hf_to_gguf.py",
+        )
     words = None if lora else vocabulary(choose(base.path, adapter), base.config)
     if lora:
         _check_lora(plan)
@@ -158,7 +164,7 @@ def _merged(plan: Plan, operation: Operation, arch: Architecture, name: str) -> 
 
     def values() -> Array:
         wide = replace(operation, dtype="F32")  # rounded once, to the file's type, and not to the base's before
-        delta = arithmetic.product(operation.delta, weights) if operation.delta else None
+        delta = arithmetic.product(operation, operation.delta, weights) if operation.delta else None
         whole = len(operation.source.shape) == 2
         count, columns = operation.source.shape if whole else (operation.elements, 1)
         result = np.empty((count, columns), "<f4")

@@ -25,10 +25,18 @@ BLOCK = 2**19  # elements read, computed and written at once: 1 to 2 MiB, which 
 
 @dataclass(frozen=True)
 class Delta:
-    """What is added to a tensor: scale · B·A, or its transpose where the layer keeps its weight as (in, out)."""
+    """What is added to a tensor: scale · B·A, or its transpose where the layer keeps its weight as (in, out).
+
+    Of a factor with a magnitude (DoRA) the sum's rows, or its columns where it is transposed, then get that length.
+    """
 
     factor: Factor
     transposed: bool = False
+    bias: bool = False  # what is added is scale · B's bias, to the layer's bias
+
+    @property
+    def magnitude(self) -> Tensor | None:
+        return None if self.bias else self.factor.magnitude
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class Operation:
     start: int = 0  # in the new file, bytes from its start
     delta: Delta | None = None
     packing: Packing | None = None  # of a quantised tensor
+    saved: bool = False  # the source is the adapter's, in place of the base's
 
     @property
     def kept(self) -> bool:
@@ -165,7 +174,8 @@ def _copies(file: Path, source: int, target: int, length: int, size: int) -> Ite
 
 def _rows(operation: Operation, size: int) -> Iterator[Rows]:
     whole = operation.delta or operation.packing
-    count, columns = operation.source.shape if whole else (operation.elements, 1)
+    shape = operation.source.shape
+    count, columns = shape if whole and len(shape) == 2 else (operation.elements, 1)
     step = max(1, size // max(1, columns))
     for first in range(0, count, step):
         yield Rows(operation, first, min(first + step, count), columns)

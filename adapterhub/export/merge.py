@@ -77,7 +77,7 @@ def _jobs(file: FilePlan, target: Path, weights: Path, after: int) -> Iterator[C
         else:
             if block.operation is not operation:
                 operation = block.operation
-                delta = arithmetic.product(operation.delta, weights) if operation.delta else None
+                delta = arithmetic.product(operation, operation.delta, weights) if operation.delta else None
             yield partial(_rewrite, target, block, delta)
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from adapterhub import peftdir
 from adapterhub.base import BaseModel
-from adapterhub.errors import AlreadyExists, BaseMismatch, MissingDependency, StorageError, Unsupported, UsageError
-from adapterhub.export import names
-from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, Delta, FilePlan, Operation, lay_out, spread
+from adapterhub.errors import AlreadyExists, MissingDependency, StorageError, Unsupported, UsageError
+from adapterhub.export.changes import Change, Changes, find_changes
+from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, FilePlan, Operation, lay_out, spread
 from adapterhub.export.packing import Stored, check_quantisation, stored
 from adapterhub.export.parallel import workers
 from adapterhub.export.staging import left_behind
@@ -42,6 +42,7 @@ class Plan:
     files: tuple[FilePlan, ...]
     base_precision: str = "original"  # or "dequantized": what a quantised base stands for
     note: str = ""  # what a person should know: the adapter was trained on the base in another dtype
+    config: Mapping[str, Any] = field(default_factory=dict)  # keys that differ from the base's: an untied head …
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -68,7 +69,7 @@ class Plan:
     def memory(self) -> int:
         """Bytes above the interpreter with torch, an upper estimate: each worker's block, read, wide and rounded; two
         tensors' factors; what torch and numpy keep for themselves."""
-        widest = max((max(1, op.source.shape[1]) for op in self.merged), default=1)
+        widest = max((op.source.shape[-1] for op in self.merged), default=1)
         factors = max((_float32_bytes(op.delta.factor) for op in self.merged if op.delta), default=0)
         return workers() * 3 * 4 * max(BLOCK, widest) + 2 * factors + _LIBRARIES
 
@@ -92,8 +93,9 @@ class Plan:
             "files": len(self.files),
             "tensors": {
                 "merged": len(self.merged),
-                "cast": sum(not op.kept and op.delta is None for op in self.operations),
-                "kept": sum(op.kept for op in self.operations),
+                "saved": sum(op.saved for op in self.operations),
+                "cast": sum(not (op.kept or op.delta or op.saved) for op in self.operations),
+                "kept": sum(op.kept and not op.saved for op in self.operations),
             },
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
@@ -124,7 +126,7 @@ def plan_export(
 
     Raises:
         AdapterError: the adapter directory is broken.
-        Unsupported: the adapter or the base is whole, but this cannot be merged: DoRA, a quantised base …
+        Unsupported: the adapter or the base is whole, but this cannot be merged: fused experts, a quantised base …
         BaseMismatch: another base, by fingerprint, by name or by shape.
         AlreadyExists: ``to`` exists.
         StorageError: too little disk, a folder that cannot be written, a broken base.
@@ -141,8 +143,8 @@ def plan_export(
     _check_base(base, base_precision)
     note = base.check(recorded, what=str(adapter)) if recorded else ""
     weights = stored(base)
-    deltas = map_factors(read, base, weights)
-    operations = _operations(base, weights, deltas, DTYPES[dtype] if dtype else None)
+    changes = find_changes(read, base, weights)
+    operations = _operations(read, base, weights, changes, DTYPES[dtype] if dtype else None)
     plan = Plan(
         adapter=read,
         base=base,
@@ -151,23 +153,10 @@ def plan_export(
         files=_files(base, spread(operations, max_shard_size) if max_shard_size else operations),
         base_precision="dequantized" if any(op.packing for op in operations) else "original",
         note=note,
+        config=changes.config,
     )
     _check_disk(plan)
     return plan
-
-
-def map_factors(adapter: PeftDir, base: BaseModel, weights: Mapping[str, Stored]) -> dict[str, Delta]:
-    """Every factor's checkpoint tensor. Raises BaseMismatch, Unsupported."""
-    deltas: dict[str, Delta] = {}
-    for factor in adapter.factors:
-        name = _tensor_name(factor, base, weights)
-        if name in deltas:
-            raise BaseMismatch(
-                f"{adapter.path} does not match the base {base.name}",
-                why=f"{deltas[name].factor.module} and {factor.module} would both change {name}",
-            )
-        deltas[name] = _delta(factor, weights[name], base, adapter)
-    return deltas
 
 
 # ── the rules ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,9 +188,9 @@ def _check_adapter(adapter: PeftDir) -> None:
     why = verdict.reason if verdict.answer == "no" else ""
     if adapter.config.get("target_parameters"):
         why = "LoRA on parameters (fused experts) is not merged yet"
-    odd = {t.dtype for f in adapter.factors for t in (f.a, f.b)} - WIDTH.keys()
+    odd = {tensor.dtype for tensor in adapter.tensors.values()} - WIDTH.keys()
     if odd:
-        why = f"its factors are stored as {', '.join(sorted(odd))}"
+        why = f"its tensors are stored as {', '.join(sorted(odd))}"
     if why:
         raise Unsupported(
             f"{adapter.path} cannot be merged", why=why, hint="serve it as an adapter, or merge it with PEFT"
@@ -221,52 +210,8 @@ def _check_base(base: BaseModel, precision: str | None) -> None:
         )
 
 
-def _tensor_name(factor: Factor, base: BaseModel, weights: Mapping[str, Stored]) -> str:
-    """A module's weight in the checkpoint."""
-    architecture = names.architecture(base.config)
-    if factor.module.rsplit(".", 1)[-1] in {architecture.head, "embed_out"} and names.tied(base.config):
-        raise _tied_head(factor.module, base)
-    for module in architecture.stored(factor.module):
-        if f"{module}.weight" in weights:
-            return f"{module}.weight"
-    raise BaseMismatch(
-        f"the adapter does not match the base {base.name}",
-        why=f"the base has no weight for {factor.module}",
-        hint="name the base that it was trained on with --base",
-    )
-
-
-def _delta(factor: Factor, stored_weight: Stored, base: BaseModel, adapter: PeftDir) -> Delta:
-    weight = stored_weight.tensor
-    made = (factor.b.shape[0], factor.a.shape[1])
-    transposed = names.architecture(base.config).conv1d and weight.shape == made[::-1]
-    if len(factor.a.shape) != 2 or len(factor.b.shape) != 2:
-        raise Unsupported(f"{adapter.path} cannot be merged", why=f"{factor.module} is no linear layer")
-    if not transposed and weight.shape != made:
-        raise BaseMismatch(
-            f"{adapter.path} does not match the base {base.name}",
-            why=f"{factor.module} is {list(weight.shape)} there, the adapter makes {list(made)}",
-            hint="name the base that it was trained on with --base",
-        )
-    if weight.dtype not in WIDTH and not stored_weight.packing:
-        raise Unsupported(
-            f"the base {base.name} cannot be merged into",
-            why=f"{weight.name} is stored as {weight.dtype}",
-            hint=f"name a copy of it in {', '.join(DTYPES)} with --base",
-        )
-    return Delta(factor, transposed)
-
-
-def _tied_head(module: str, base: BaseModel) -> Unsupported:
-    return Unsupported(
-        f"LoRA on {module} cannot be merged into {base.name}",
-        why="its head is its embedding (tie_word_embeddings): merged, it would change the input side too",
-        hint=f"train without {module} among the target modules",
-    )
-
-
 def _operations(
-    base: BaseModel, weights: Mapping[str, Stored], deltas: Mapping[str, Delta], dtype: str | None
+    adapter: PeftDir, base: BaseModel, weights: Mapping[str, Stored], changes: Changes, dtype: str | None
 ) -> tuple[Operation, ...]:
     """What happens to each tensor of the checkpoint, in its order. ``dtype`` is safetensors' name."""
     usual = DTYPES.get(str(base.config.get("dtype") or base.config.get("torch_dtype")), "BF16")
@@ -276,17 +221,25 @@ def _operations(
             return dtype or usual
         return dtype if dtype and weight.tensor.dtype in WIDTH else weight.tensor.dtype
 
-    return tuple(
-        Operation(
-            source=weight.tensor,
-            file=weight.file,
+    def operation(name: str, weight: Stored) -> Operation:
+        change = changes.tensors.get(name, Change())
+        saved = change.saved
+        return Operation(
+            source=replace(saved or weight.tensor, name=name),
+            file=adapter.path / peftdir.WEIGHTS if saved else weight.file,
             home=weight.file.name,
             dtype=new_dtype(weight),
-            delta=deltas.get(name),
-            packing=weight.packing,
+            delta=change.delta,
+            packing=None if saved else weight.packing,
+            saved=saved is not None,
         )
-        for name, weight in weights.items()
-    )
+
+    found = []
+    for name, weight in weights.items():
+        found.append(operation(name, weight))
+        if changes.head and name == changes.embedding:
+            found.append(operation(changes.head, weight))
+    return tuple(found)
 
 
 def _files(base: BaseModel, operations: Sequence[Operation]) -> tuple[FilePlan, ...]:

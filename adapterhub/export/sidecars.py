@@ -56,11 +56,21 @@ def _belongs(path: Path) -> bool:
 
 def _write_config(plan: Plan, folder: Path) -> None:
     source = plan.base.path / "config.json"
-    if plan.dtype is None and plan.base_precision == "original":
+    if plan.dtype is None and plan.base_precision == "original" and not plan.config:
         shutil.copyfile(source, folder / "config.json")
         return
     config = plan.base.config if plan.base_precision == "original" else unquantised(plan.base.config)
+    config = with_changes(config, dict(plan.config))
     _write(folder / "config.json", with_dtype(config, plan.dtype) if plan.dtype else config)
+
+
+def with_changes(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The config with other values; in a multimodal one they stand in ``text_config``, or in both."""
+    inner = config.get("text_config")
+    if not isinstance(inner, dict):
+        return config | changes
+    outer = {key: value for key, value in changes.items() if key in config or key == "tie_word_embeddings"}
+    return config | outer | {"text_config": inner | changes}
 
 
 def unquantised(config: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_a_plan_counts_and_writes_nothing(base_factory: Any, adapter_factory: An
 
     assert sorted(tmp_path.rglob("*")) == before
     told = plan.to_json()
-    assert told["tensors"] == {"merged": 4, "cast": 17, "kept": 0}
+    assert told["tensors"] == {"merged": 4, "saved": 0, "cast": 17, "kept": 0}
     assert told["bytes_read"] == sum(f.stat().st_size for f in base.weight_files)
     assert 2 * 0.9 < told["bytes_written"] / told["bytes_read"] < 2 * 1.1
     assert told["bytes_merged"] == 4 * 2 * (64 * 64 + 128 * 64)
@@ -97,8 +97,9 @@ def _no_index(base: BaseModel, _: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Break, type[AdapterHubError], str]] = {
-    "dora": (_config(use_dora=True), Unsupported, "DoRA"),
-    "bias": (_config(bias="all"), Unsupported, "bias"),
+    "dora without magnitudes": (_config(use_dora=True), Unsupported, "use_dora"),
+    "dora with lora_bias": (_config(use_dora=True, lora_bias=True), Unsupported, "lora_bias"),
+    "trainable tokens": (_config(trainable_token_indices=[1]), Unsupported, "trainable tokens"),
     "pissa": (_config(init_lora_weights="pissa"), Unsupported, "pissa"),
     "experts": (_config(target_parameters=["mlp.experts.down_proj"]), Unsupported, "experts"),
     "quantised base": (_base_config(quantization_config={"quant_method": "gptq"}), Unsupported, "gptq"),
@@ -162,13 +163,18 @@ def test_the_same_base_in_another_dtype_is_noted(base_factory: Any, adapter_fact
     assert plan_export(adapter_factory(), base_factory("same"), tmp_path / "out", recorded=recorded).note == ""
 
 
-@pytest.mark.parametrize("with_head", [False, True], ids=["without lm_head", "with lm_head stored"])
-def test_the_head_of_a_tied_base(with_head: bool, base_factory: Any, adapter_factory: Any, tmp_path: Path) -> None:
-    base = base_factory(tied=not with_head)
-    if with_head:
-        _base_config(tie_word_embeddings=True)(base, Path())
+def test_the_head_of_a_tied_base_becomes_a_tensor(base_factory: Any, adapter_factory: Any, tmp_path: Path) -> None:
+    base = base_factory(tied=True)
+    plan = plan_export(adapter_factory(targets=["lm_head"], base=_untied(base, tmp_path)), base, tmp_path / "out")
+    assert [op.source.name for op in plan.merged] == ["lm_head.weight"]
+    assert plan.config == {"tie_word_embeddings": False}
+
+
+def test_a_tied_base_that_stores_its_head(base_factory: Any, adapter_factory: Any, tmp_path: Path) -> None:
+    base = base_factory()
+    _base_config(tie_word_embeddings=True)(base, Path())
     adapter = adapter_factory(targets=["lm_head", "q_proj"], base=_untied(base, tmp_path))
-    with pytest.raises(Unsupported, match="tie_word_embeddings"):
+    with pytest.raises(Unsupported, match="tie_word_embeddings is set, but the head is stored"):
         plan_export(adapter, BaseModel(name="base", path=base.path), tmp_path / "out")
 
 
