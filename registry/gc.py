@@ -142,7 +142,7 @@ class _Tenant:
         return garbage
 
     def _pins(self, entry: Entry, publishes: Sequence[Intent]) -> Iterator[str]:
-        yield from map(str, self._versions.naming(entry.key))
+        yield from self._versions.naming(entry.key)
         sha256, _ = layout.blob_of(entry.key)
         for intent in publishes:
             if sha256 in intent.digests:
