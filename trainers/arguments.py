@@ -8,6 +8,7 @@ from typing import Any
 
 from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.model import in_bfloat16
+from adapterhub.trainers.packing import packs
 from adapterhub.trainers.prepare import Prepared
 from adapterhub.trainers.watch import CHECKPOINTS
 
@@ -69,7 +70,10 @@ def arguments(prepared: Prepared, folder: Path) -> dict[str, Any]:
 
 def total_steps(prepared: Prepared) -> int:
     config = prepared.config
-    batches = math.ceil(len(prepared.train.examples) / config.micro_batch_size)
+    rows = len(prepared.train.examples)
+    if config.sample_packing:
+        rows = len(packs(prepared.train.examples, capacity=config.sequence_len))
+    batches = math.ceil(rows / config.micro_batch_size)
     per_epoch = max(1, math.ceil(batches / config.gradient_accumulation_steps))
     return config.max_steps or math.ceil(config.num_epochs * per_epoch)
 

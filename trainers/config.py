@@ -102,6 +102,7 @@ class TrainConfig:
     sequence_len: int = 512
     excess_length_strategy: Literal["drop", "truncate"] = "drop"
     shuffle_merged_datasets: bool = True
+    sample_packing: bool = False
     group_by_length: bool = False
     chat_template: str = "tokenizer_default"
     chat_template_jinja: str | None = None

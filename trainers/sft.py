@@ -12,6 +12,7 @@ from typing import Any
 
 from adapterhub.trainers.labels import Example
 from adapterhub.trainers.model import lora_config
+from adapterhub.trainers.packing import collator, packed_row, packs, tokens_in
 from adapterhub.trainers.prepare import Prepared
 
 
@@ -19,24 +20,37 @@ def sft_trainer(prepared: Prepared, *, model: Any, arguments: Mapping[str, Any],
     """The trainer, not begun."""
     from trl import SFTConfig
 
+    config, tokenizer = prepared.config, prepared.tokenizer
     evaluation = prepared.evaluation.examples if prepared.evaluation else ()
+    flat = config.attn_implementation.startswith("flash")
     trainer = _trainer_class()(
         model=model,
         args=SFTConfig(**arguments, max_length=None, packing=False, shuffle_dataset=False),
-        train_dataset=_dataset(prepared.train.examples),
-        eval_dataset=_dataset(evaluation) if evaluation else None,
-        processing_class=prepared.tokenizer,
+        train_dataset=_packed(prepared) if config.sample_packing else _dataset(prepared.train.examples),
+        eval_dataset=_dataset(evaluation, lengths=config.sample_packing) if evaluation else None,
+        data_collator=collator(pad=tokenizer.pad_token_id, flat=flat) if config.sample_packing else None,
+        processing_class=tokenizer,
         peft_config=lora_config(prepared),
         callbacks=list(callbacks),
     )
-    trainer.loraplus_lr_ratio = prepared.config.loraplus_lr_ratio
+    trainer.loraplus_lr_ratio = config.loraplus_lr_ratio
     return trainer
 
 
-def _dataset(examples: Sequence[Example]) -> Any:
+def _dataset(examples: Sequence[Example], *, lengths: bool = False) -> Any:
+    """``lengths``: of each row too, for the collator of packed rows."""
     from datasets import Dataset
 
-    return Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
+    columns: dict[str, Any] = {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
+    return Dataset.from_dict(columns | ({"seq_lengths": [[len(e.input_ids)] for e in examples]} if lengths else {}))
+
+
+def _packed(prepared: Prepared) -> Any:
+    from datasets import Dataset
+
+    examples = prepared.train.examples
+    together = packs(examples, capacity=prepared.config.sequence_len)
+    return Dataset.from_list([packed_row([examples[i] for i in places]) for places in together])
 
 
 def _trainer_class() -> Any:
@@ -65,15 +79,15 @@ def _trainer_class() -> Any:
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             if model.training:
-                self.tokens_seen += int(inputs["attention_mask"].sum())
+                mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+                self.tokens_seen += int(mask.sum()) if mask is not None else tokens_in(positions)
             if inputs["input_ids"].is_cuda or return_outputs or not self._takes_positions:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             labels = inputs["labels"][:, 1:]  # the token after each position
             positions = (labels != -100).any(dim=0).nonzero()[:, 0]
             labels = labels[:, positions]
             logits = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
+                **{key: value for key, value in inputs.items() if key != "labels"},
                 use_cache=False,
                 logits_to_keep=positions,
             ).logits

@@ -94,6 +94,15 @@ def test_a_run_leaves_an_adapter_that_the_registry_takes(write_config: Writer, t
     assert [event.loss for event in events if isinstance(event, Evaluated)] == [result.fitted.eval_loss]
 
 
+def test_packed_rows_take_fewer_steps(write_config: Writer) -> None:
+    config = write_config(sample_packing=True, max_steps=None, micro_batch_size=1, sequence_len=128, val_set_size=2)
+    reading, prepared = begin(config)
+    result = train(reading, prepared)
+    assert result.fitted.steps == 4  # for ten rows of about 34 tokens
+    assert result.fitted.tokens == prepared.train.tokens
+    assert result.fitted.eval_loss is not None
+
+
 def test_a_run_folder_tells_the_whole_story(write_config: Writer, tmp_path: Path) -> None:
     config = write_config(sample_packing=True)
     folder = trained(config).folder
@@ -101,7 +110,7 @@ def test_a_run_folder_tells_the_whole_story(write_config: Writer, tmp_path: Path
     resolved = yaml.safe_load((folder / "config.resolved.yml").read_text())
     assert (resolved["seed"], resolved["datasets"][0]["path"]) == (42, str(tmp_path / "train.jsonl"))
     fates = {entry["key"]: entry for entry in json.loads((folder / "keys.json").read_text())}
-    assert fates["sample_packing"]["kind"] == "approximated"
+    assert fates["sample_packing"]["kind"] == "honoured"
     data = json.loads((folder / "data.json").read_text())
     assert (data["train"]["rows"], data["files"][0]["format"]) == (12, "messages")
     assert [step for step, _ in losses(folder)] == [1, 2, 3]

@@ -252,7 +252,6 @@ class _Reader:
         changes["model_revision"] = read.get("model_revision") or read.get("revision_of_model")
         changes["load_in_4bit"] = read.get("adapter") == "qlora"
         changes["gradient_checkpointing"] = bool(config.gradient_checkpointing)
-        changes["group_by_length"] = config.group_by_length or bool(read.get("sample_packing"))
         changes["attn_implementation"] = attention(read, self.machine)
         if not self.machine.gpu:
             changes |= {"bf16": False, "fp16": False, "tf32": False}

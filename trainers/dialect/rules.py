@@ -46,7 +46,7 @@ def _optimizer_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tu
 def _packing_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
     if value is False:
         return "honoured", "off"
-    return "approximated", "rows of like length share a batch; packing is not in this version"
+    return "honoured", "rows share up to sequence_len tokens, blind to each other"
 
 
 def _auto_class_fate(automatic: str) -> Rule:
