@@ -40,7 +40,13 @@ class Server:
 
 @contextlib.contextmanager
 def serve(
-    folder: Path, base: Path, *, dtype: str = "float32", vllm_args: tuple[str, ...] = (), database: str | None = None
+    folder: Path,
+    base: Path,
+    *,
+    dtype: str = "float32",
+    max_loras: int = 4,
+    vllm_args: tuple[str, ...] = (),
+    database: str | None = None,
 ) -> Iterator[Server]:
     """`ah serve` on a free port, with a registry below ``folder``, and keys where there is a database."""
     registry = open_registry((folder / "registry").as_uri())
@@ -50,6 +56,7 @@ def serve(
         cache=folder / "cache",
         port=0,
         dtype=dtype,
+        max_loras=max_loras,
         max_model_len=1024,
         database=database,
         vllm_args=vllm_args,
@@ -60,25 +67,48 @@ def serve(
 
 @contextlib.contextmanager
 def stock(
-    folder: Path, base: Path, *, dtype: str = "float32", adapters: Mapping[str, Path], vllm_args: tuple[str, ...] = ()
+    folder: Path,
+    base: Path,
+    *,
+    dtype: str = "float32",
+    adapters: Mapping[str, Path],
+    max_loras: int = 4,
+    our_product: bool = False,
+    vllm_args: tuple[str, ...] = (),
 ) -> Iterator[httpx.Client]:
-    """The same engine with the same flags and none of our plug-ins; ``adapters`` are loaded when it starts."""
+    """The same engine with the same flags and none of our plug-ins; ``adapters`` are loaded when it starts.
+
+    With ``our_product`` its LoRA product on CPU is ours: what is measured then is all the rest.
+    """
+    plugins = {"VLLM_PLUGINS": "none"}
+    if our_product:
+        plugins = {"VLLM_PLUGINS": "bench-lora", "PYTHONPATH": str(_product_plugin(folder))}
     with tempfile.TemporaryDirectory() as empty:
         options = ServeOptions(base=str(base), registry=Path(empty).as_uri(), cache=folder / "cache", port=0)
         launch = prepare(options)
     flags = ["--model", str(base), "--served-model-name", "base", "--host", launch.host, "--port", str(launch.port)]
     flags += ["--dtype", dtype, "--max-model-len", "1024", "--enable-prefix-caching", *vllm_args]
     if adapters:
-        flags += ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "16", "--lora-modules"]
+        flags += ["--enable-lora", "--max-loras", str(max_loras), "--max-lora-rank", "16", "--lora-modules"]
         flags += [f"{name}={path}" for name, path in adapters.items()]
     launch = replace(
         launch,
         command=(*launch.command[:3], *flags),  # python -c "…" and nothing of ours
-        environment={**launch.environment, "VLLM_PLUGINS": "none", "ADAPTERHUB_SERVE": "0"},
+        environment={**launch.environment, **plugins, "ADAPTERHUB_SERVE": "0"},
         ready_path="/health",
     )
     with Engine(launch) as engine, httpx.Client(base_url=engine.url, timeout=600) as http:
         yield http
+
+
+def _product_plugin(folder: Path) -> Path:
+    """A folder for PYTHONPATH that makes `cpu_lora.install` a plug-in of its own to vLLM's processes."""
+    info = folder / "plugin" / "bench_lora-0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bench-lora\nVersion: 0\n")
+    entry = "[vllm.general_plugins]\nbench-lora = adapterhub.serving.cpu_lora:install\n"
+    (info / "entry_points.txt").write_text(entry)
+    return info.parent
 
 
 def published(server: Server, name: AdapterName, *, seed: int, rank: int = 8) -> Record:
