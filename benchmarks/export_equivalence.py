@@ -2,7 +2,8 @@
 
 Ranks, patterns, rsLoRA, DoRA, biases, modules to save, tied heads, embeddings, resized vocabularies, dtypes and shards
 on tiny models of eight architectures. Counted are configurations that PEFT can make; each must answer within 1e-5 or
-be refused with a reason. One that does neither is a silent difference, and is printed.
+be refused with a reason. One that does neither is printed with its largest logit: float32 keeps 7 digits of it, so
+that beyond 1e-5 of the largest logit it is a silent difference, and the run fails.
 
     python benchmarks/export_equivalence.py --configurations 500
 """
@@ -31,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
-    exported, worst, different = 0, 0.0, []
+    exported, worst, silent = 0, 0.0, 0
     refusals: Counter[str] = Counter()
     seed = arguments.first
     while exported + refusals.total() < arguments.configurations:
@@ -46,26 +47,27 @@ def main() -> None:
             continue
         exported += 1
         worst = max(worst, outcome.error)
+        silent += not outcome.error <= LIMIT * max(1.0, outcome.largest)
         if not outcome.error <= LIMIT:
-            different.append(configuration)
-            print(f"{outcome.error:.3g} (the adapter changes {outcome.change:.3g}): {configuration}", file=sys.stderr)
+            print(f"{outcome.error:.3g}, largest logit {outcome.largest:.3g}: {configuration}", file=sys.stderr)
     for why, count in refusals.most_common():
         print(f"refused {count:4}  {why}", file=sys.stderr)
     impossible = seed - arguments.first - exported - refusals.total()
     print(f"exported {exported}, refused {refusals.total()}, {impossible} that PEFT cannot make")
-    print(json.dumps(row(exported, worst, len(different))))
-    sys.exit(1 if different else 0)
+    print(json.dumps(row(exported, refusals.total(), worst, silent)))
+    sys.exit(1 if silent else 0)
 
 
-def row(exported: int, worst: float, different: int) -> dict[str, object]:
+def row(exported: int, refused: int, worst: float, silent: int) -> dict[str, object]:
     return {
-        "name": f"export vs. PEFT unmerged, float32, largest logit difference of {exported} random configurations",
+        "name": f"export vs. PEFT unmerged, float32, random configurations: {exported} exported, {refused} refused, "
+        f"{silent} silent differences; largest difference",
         "ours": worst,
         "peer": None,
         "ratio": None,
         "unit": "logits",
         "bar": f"≤ {LIMIT:g}, 0 silent differences",
-        "met": not different,
+        "met": worst <= LIMIT and not silent,
         "machine": machine(),
     }
 

@@ -79,6 +79,7 @@ class Outcome:
 
     error: float = 0.0
     change: float = 0.0  # what the adapter does to the base's logits
+    largest: float = 0.0  # of PEFT's logits, without a sign
     refused: str = ""
 
 
@@ -142,6 +143,7 @@ def compare(configuration: Configuration, folder: Path) -> Outcome | None:
     return Outcome(
         error=float((logits(load(out)) - unmerged).abs().max()),
         change=float(changed.abs().max()),
+        largest=float(unmerged.abs().max()),
     )
 
 

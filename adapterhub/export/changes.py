@@ -70,7 +70,7 @@ def find_changes(adapter: PeftDir, base: BaseModel, weights: Mapping[str, Stored
         for name in sorted(deltas.keys() | saved.keys())
     }
     touched = {ends.embedding, ends.head} & tensors.keys()
-    changes = _tied(tensors, saved, ends, base, weights) if ends.tied and touched else Changes(tensors)
+    changes = _tied(adapter, tensors, saved, ends, base, weights) if ends.tied and touched else Changes(tensors)
     return _sized(changes, ends, base, weights) if touched else changes
 
 
@@ -175,6 +175,7 @@ def _delta(factor: Factor, stored: Stored, shape: tuple[int, ...], base: BaseMod
 
 
 def _tied(
+    adapter: PeftDir,
     tensors: Mapping[str, Change],
     saved: Mapping[str, _Saved],
     ends: _Ends,
@@ -190,9 +191,12 @@ def _tied(
             why=f"tie_word_embeddings is set, but {why}",
             hint="save the base once with AutoModelForCausalLM.save_pretrained",
         )
-    shared = next((saved[n].tensor for n in (ends.embedding, ends.head) if n in saved and not saved[n].own), None)
+    both = (ends.embedding, ends.head)
+    shared = next((saved[n].tensor for n in both if n in saved and not saved[n].own), None)
+    if adapter.config.get("ensure_weight_tying") and any(n in tensors and tensors[n].delta for n in both):
+        raise _cannot(adapter, "ensure_weight_tying shares the factors of embedding and head, and not all models alike")
     pair = {}
-    for name in (ends.embedding, ends.head):
+    for name in both:
         own = saved[name].tensor if name in saved and saved[name].own else None
         pair[name] = Change(tensors[name].delta if name in tensors else None, own or shared)
     rest = {name: change for name, change in tensors.items() if name not in pair}

@@ -83,6 +83,14 @@ def test_refused(case: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_shared_factors_of_a_tied_base_are_refused(tmp_path: Path) -> None:
+    """GPT-2's export differed from PEFT by 0.2 in its logits."""
+    lora = {**CONV1D, "target_modules": ["wte", "lm_head"], "ensure_weight_tying": True}
+    outcome = compare(Configuration("gpt2", lora, tied=True), tmp_path)
+    assert outcome is not None
+    assert "ensure_weight_tying" in outcome.refused
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_a_random_configuration(seed: int, tmp_path: Path) -> None:
     outcome = compare(random_configuration(seed), tmp_path)
