@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub.errors import ConfigError, Unsupported
 from adapterhub.trainers.memory import Setup, memory
-from adapterhub.trainers.shapes import ModelShape, lora_parameters, model_shape
+from adapterhub.trainers.shapes import ModelShape, _from_transformers, lora_parameters, model_shape
 
 BASES = Path(__file__).parent / "bases"
 Ah = Callable[..., Any]
@@ -109,3 +109,15 @@ def test_plan_names_a_base_that_is_not_there(ah: Ah, write_config: Writer) -> No
     found = ah("plan", write_config(base_model="./none"))
     assert found.code == 2
     assert "has no config.json" in found.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(p.stem for p in BASES.glob("*.json") if not p.stem.startswith("qwen-")))
+def test_a_written_shape_is_that_of_transformers(name: str) -> None:
+    config = json.loads((BASES / f"{name}.json").read_text()) | {"num_hidden_layers": 1}
+    written, built = model_shape(config, name=name), _from_transformers(config, name)
+    assert written.parameters == built.parameters
+    assert {(x.name, x.inputs, x.outputs, x.bias) for x in written.linears} == {
+        (x.name, x.inputs, x.outputs, x.bias) for x in built.linears
+    }
+    assert (written.experts, written.experts_used, written.head) == (built.experts, built.experts_used, built.head)
