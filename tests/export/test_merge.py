@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,18 @@ def test_the_caller_keeps_its_threads(base_factory: Any, adapter_factory: Any, t
     assert isinstance(result, ExportResult)
     assert set(inside) == {1}
     assert torch.get_num_threads() == before
+
+
+MEMORY = Path("/dev/shm")  # a file system of its own on Linux
+
+
+@pytest.mark.skipif(not os.access(MEMORY, os.W_OK), reason="no second file system")
+def test_a_target_on_another_file_system(base_factory: Any, adapter_factory: Any, tmp_path: Path) -> None:
+    base, adapter = base_factory(shards=3), adapter_factory(targets=["q_proj"])
+    if MEMORY.stat().st_dev == base.path.stat().st_dev:
+        pytest.skip("no second file system")
+    export_model(adapter, base, tmp_path / "here")
+    with tempfile.TemporaryDirectory(dir=MEMORY) as elsewhere:
+        export_model(adapter, base, Path(elsewhere) / "there", link=True)  # what cannot be linked is copied
+        for file in (tmp_path / "here").glob("*.safetensors"):
+            assert (Path(elsewhere) / "there" / file.name).read_bytes() == file.read_bytes()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import (
@@ -142,6 +143,20 @@ def test_two_factors_of_one_tensor(base_factory: Any, adapter_factory: Any, rena
         plan_export(adapter, base_factory(), tmp_path / "out")
 
 
+def test_a_rank_of_zero(base_factory: Any, adapter_factory: Any, tmp_path: Path) -> None:
+    adapter = adapter_factory()
+    _config(rank_pattern={"q_proj": 0})(base_factory(), adapter)
+    file = adapter / "adapter_model.safetensors"
+    halves = {"lora_A": lambda factor: factor[:0], "lora_B": lambda factor: factor[:, :0]}
+    factors = {
+        name: halves[name.split(".")[-2]](factor) if "q_proj" in name else factor
+        for name, factor in load_file(file).items()
+    }
+    save_file(factors, file)
+    with pytest.raises(AdapterError, match="q_proj has rank 0"):
+        plan_export(adapter, find_base(str(tmp_path / "base")), tmp_path / "out")
+
+
 def test_another_shape(base_factory: Any, adapter_factory: Any, rename: Any, tmp_path: Path) -> None:
     adapter = rename(adapter_factory(targets=["up_proj"]), "mlp.up_proj", "mlp.down_proj")  # (128, 64) and (64, 128)
     with pytest.raises(BaseMismatch, match=r"is \[64, 128\] there, the adapter makes \[128, 64\]"):
@@ -225,7 +240,6 @@ def test_an_unknown_dtype(base_factory: Any, adapter_factory: Any, tmp_path: Pat
 @pytest.fixture
 def rename() -> Callable[..., Path]:
     """Rename modules in an adapter's weights."""
-    from safetensors.torch import load_file, save_file
 
     def change(adapter: Path, old: str, new: str, *, prefix: str = "") -> Path:
         file = adapter / "adapter_model.safetensors"
