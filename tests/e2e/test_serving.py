@@ -203,13 +203,14 @@ class TestShares:
     def test_half_of_the_callers_get_the_candidate_and_each_keeps_its_version(self, served: Any) -> None:
         for seed in (36, 37):
             served.publish("acme/half", seed=seed)
-        alone = {f"acme/half@{n}": served.text(f"acme/half@{n}", tokens=4) for n in (1, 2)}
+        # three tokens: the fourth is a tie to within 3e-5, which a batch may decide otherwise
+        alone = {f"acme/half@{n}": served.text(f"acme/half@{n}", tokens=3) for n in (1, 2)}
         served.registry.set_channel(AdapterName.parse("acme/half"), "prod", {1: 50, 2: 50}, who="tests")
         users = [f"user-{n}" for n in range(12)]
 
         def versions() -> list[str]:
             with ThreadPoolExecutor(6) as clients:
-                answers = list(clients.map(lambda u: served.ask("acme/half@prod", tokens=4, user=u), users))
+                answers = list(clients.map(lambda u: served.ask("acme/half@prod", tokens=3, user=u), users))
             for answer in answers:
                 text = answer.json()["choices"][0]["message"]["content"]
                 assert text == alone[answer.headers["x-adapterhub-version"]]

@@ -17,7 +17,7 @@ EXPORTED: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("llama", {**LLAMA_ALL, "use_dora": True}),
     "dora on Conv1D": ("gpt2", {**CONV1D, "use_dora": True}),
     "all biases": ("qwen2", {**LLAMA_ALL, "bias": "all"}),
-    "biases of adapted layers": ("qwen2", {"r": 2, "target_modules": ["q_proj"], "bias": "lora_only"}),
+    "biases of adapted layers": ("qwen2", {"r": 2, "target_modules": ["q_proj", "v_proj"], "bias": "lora_only"}),
     "lora_bias and biases": ("qwen2", {"r": 2, "target_modules": ["q_proj"], "lora_bias": True, "bias": "all"}),
     "modules to save": ("gpt2", {**CONV1D, "target_modules": ["c_attn"], "modules_to_save": ["ln_f", "mlp"]}),
 }
