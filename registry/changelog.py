@@ -32,19 +32,21 @@ class ChangeLog:
         """One LIST where less than a page happened: the keys tell it all."""
         horizon = layout.events_at(tenant, int(time.time() * 1000) - _RETELL_MS)
         since = cursor or horizon
-        events = (_event(tenant, key) for key in self._newer(tenant, since))
+        events = (_event(tenant, key) for key in newer(self._store, tenant, since))
         return Changes(tuple(event for event in events if event), cursor=min(since, horizon))  # newer keys are smaller
 
-    def _newer(self, tenant: str, cursor: str) -> Iterator[str]:
-        after = ""
-        while page := self._store.keys(layout.events(tenant), after=after, limit=_PAGE):
-            for key in page:
-                if key >= cursor:
-                    return
-                yield key
-            if len(page) < _PAGE:
+
+def newer(store: Store, tenant: str, cursor: str) -> Iterator[str]:
+    """Keys of the change log that are newer than ``cursor``, newest first. One LIST a page."""
+    after = ""
+    while page := store.keys(layout.events(tenant), after=after, limit=_PAGE):
+        for key in page:
+            if key >= cursor:
                 return
-            after = page[-1]
+            yield key
+        if len(page) < _PAGE:
+            return
+        after = page[-1]
 
 
 def _event(tenant: str, key: str) -> Event | None:

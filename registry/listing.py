@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from adapterhub.errors import AdapterHubError, IntegrityError, NotFound, Unsupported
 from adapterhub.refs import AdapterName
-from adapterhub.registry import layout, snapshots, tombstones
+from adapterhub.registry import changelog, layout, snapshots, tombstones
 from adapterhub.registry.base import Overview
 from adapterhub.registry.overview import Found, Overviews, Seen, found
 from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.snapshots import Snapshot
 from adapterhub.registry.store import Store
 
-_PAGE = 1000  # keys a LIST
 _DAY = 24 * 3600  # seconds
 # S3 refuses clocks that are more than 15 minutes off, so the times of two writers are at most 30 apart.
 _APART = 30 * 60  # seconds
@@ -56,7 +55,7 @@ class Listing:
     def reindex(self, tenant: str) -> int:
         """Read everything again and write a snapshot; how many adapters it has. Raises StorageError."""
         now = time.time()
-        snapshot = self._scan(tenant, {}, now, list(self._events(tenant, _cursor(tenant, now))))
+        snapshot = self._scan(tenant, {}, now, list(changelog.newer(self._store, tenant, _cursor(tenant, now))))
         self._write(tenant, snapshot, now)
         return len(snapshot.adapters)
 
@@ -71,8 +70,8 @@ class Listing:
 
     def _look(self, tenant: str, before: Snapshot | None, now: float) -> Snapshot:
         if before is None:
-            return self._scan(tenant, {}, now, list(self._events(tenant, _cursor(tenant, now))))
-        events = list(self._events(tenant, max(before.cursor, _cursor(tenant, now))))
+            return self._scan(tenant, {}, now, list(changelog.newer(self._store, tenant, _cursor(tenant, now))))
+        events = list(changelog.newer(self._store, tenant, max(before.cursor, _cursor(tenant, now))))
         told = (layout.event_of(tenant, key) for key in events if key not in before.counted and key < before.cursor)
         touched = {event[0] for event in told if event is not None}
         if abs(now - before.scanned) > _DAY or len(touched) > max(_WORTH, len(before.adapters) // 50):
@@ -87,18 +86,6 @@ class Listing:
     def _scan(self, tenant: str, known: Mapping[AdapterName, Seen], now: float, events: list[str]) -> Snapshot:
         there: dict[AdapterName, Found] = dict(found(self._store.keys(layout.adapters(tenant)), tenant))
         return _snapshot(tenant, now, now, events, self._overviews.read(there, known))
-
-    def _events(self, tenant: str, cursor: str) -> Iterator[str]:
-        """Keys of the change log that are newer than ``cursor``, newest first."""
-        after = ""
-        while page := self._store.keys(layout.events(tenant), after=after, limit=_PAGE):
-            for key in page:
-                if key >= cursor:
-                    return
-                yield key
-            if len(page) < _PAGE:
-                return
-            after = page[-1]
 
     # ── write ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -37,7 +37,7 @@ def _held(path: Path) -> BinaryIO:
                 _lock(file)
                 if _is_still(file, path):
                     return file
-            except BaseException:
+            except BaseException:  # also Ctrl-C: raised again
                 file.close()
                 raise
             file.close()

@@ -109,7 +109,7 @@ class Upload:
         def send(number: int, data: bytes) -> Part:
             try:
                 return self._send_part(identity, number, data, have.get(number))
-            except BaseException:
+            except BaseException:  # raised again, once the other parts know
                 broken.set()
                 raise
             finally:

@@ -123,7 +123,7 @@ class Engine:
         self._spawn()
         try:
             self._wait_ready()
-        except BaseException:
+        except BaseException:  # also Ctrl-C: no engine is left behind
             self.stop()
             raise
 

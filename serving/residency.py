@@ -140,7 +140,7 @@ class Residency:
         self.places.take(name)
         try:
             await self.ensure(record)
-        except BaseException:
+        except BaseException:  # a cancelled wait too gives its lease back
             self._give_back(name)
             raise
         try:

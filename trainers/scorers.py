@@ -109,7 +109,7 @@ def _from_file(file: Path, name: str) -> Scorer:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # the user's own code: anything may come
         raise UsageError(f"the scorer's file {file} cannot be run", why=repr(error)) from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -118,7 +118,7 @@ def _from_file(file: Path, name: str) -> Scorer:
     def score(answer: str, reference: str) -> float:
         try:
             return float(function(answer, reference))
-        except Exception as error:
+        except Exception as error:  # the user's own code
             raise RunFailed(f"the scorer {name} of {file} failed", why=repr(error)) from error
 
     return score

@@ -9,25 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from lora_configurations import SHAPE
 from safetensors.torch import save_file
 
 from adapterhub.base import find_base
 from adapterhub.errors import Unsupported
 from adapterhub.export import export_model, names, plan_export
 
-TINY: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "attn_implementation": "eager",
-}
 EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts_per_tok": 2}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ATTENTION = LINEAR[:4]
@@ -78,7 +66,7 @@ def test_logits(kind: str, tmp_path: Path) -> None:
     options, targets = PROMISED[kind]
     torch.manual_seed(0)
     width = {} if kind == "falcon" else {"head_dim": 8}  # Falcon derives it, and lets nobody set it
-    config = AutoConfig.for_model(kind, **TINY | width | options)
+    config = AutoConfig.for_model(kind, **SHAPE | width | options)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path / "base")
     _adapt(tmp_path / "base", tmp_path / "adapter", targets)
     unmerged = _logits(PeftModel.from_pretrained(_load(tmp_path / "base"), tmp_path / "adapter"))
