@@ -1,0 +1,50 @@
+"""Who comes in, by which route, and to which version: what is looked up for a request before its body counts."""
+
+from __future__ import annotations
+
+from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, StorageError
+from adapterhub.refs import AdapterRef
+from adapterhub.serving import tenancy
+from adapterhub.serving.callers import SINGLE_USER, Caller
+from adapterhub.serving.deployment import Deployment
+from adapterhub.serving.replica import Replica
+from adapterhub.serving.wire import Headers, Scope
+
+
+def find_replica(scope: Scope, route: tenancy.Route) -> Replica:
+    """Raises EngineError where there is none, or it is not ready."""
+    replica: Replica | None = getattr(scope["app"].state, "adapterhub", None)
+    if replica is None:
+        raise EngineError("AdapterHub did not start in this engine", why="ADAPTERHUB_SERVE or VLLM_PLUGINS is not set")
+    if replica.not_ready and route.path not in tenancy.ALWAYS_OPEN:
+        raise EngineError("the server is not ready", why=replica.not_ready)
+    return replica
+
+
+def find_caller(replica: Replica, route: tenancy.Route, headers: Headers) -> Caller:
+    """Who asks, and whether they may come in here. Raises Unauthorized, Forbidden, UsageError, StorageError."""
+    if not replica.access.needs_keys:
+        sent = dict(headers)
+        tenancy.check_browser(_text(sent.get(b"host")), _text(sent.get(b"origin")))
+    if route.kind == "open":
+        return SINGLE_USER
+    caller = replica.access.caller(headers)
+    if route.scope is not None:
+        caller.check_scope(route.scope)
+    return caller
+
+
+async def find_deployment(replica: Replica, ref: AdapterRef) -> Deployment:
+    """What is asked for, with the registry's own words kept from the client: they name its address."""
+    try:
+        return await replica.rollout.deployment(ref)
+    except NotFound as error:
+        raise tenancy.not_found(ref) from error
+    except Gone:
+        raise
+    except AdapterHubError as error:
+        raise StorageError(f"{ref} cannot be looked up", why=str(error)) from error
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
