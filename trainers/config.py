@@ -12,9 +12,18 @@ import yaml
 from adapterhub.refs import AdapterName
 
 Task = Literal["style", "domain", "reasoning", "full"]
+Method = Literal["dpo", "ipo", "kto", "orpo", "simpo"]
 
 RANKS: Mapping[str, int] = {"style": 8, "domain": 16, "reasoning": 64, "full": 128}
-BLOCK = ("name", "task", "channel", "description", "labels", "skip_bad_rows")  # keys of the adapterhub: block
+BLOCK = (
+    "name",
+    "task",
+    "channel",
+    "description",
+    "labels",
+    "skip_bad_rows",
+    "allow_unservable",
+)  # keys of the adapterhub: block
 MESSAGE_PROPERTIES = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
 ALPHA = 32.0  # fixed, so that the best learning rate does not move with the rank (LoRA Without Regret)
 
@@ -38,11 +47,30 @@ class UserFormat:
 
 
 @dataclass(frozen=True)
+class UserPreference:
+    """Preference data that the config spells out; ``{prompt}``, ``{system}`` and the like stand for the columns.
+
+    Without ``prompt_format`` a row becomes a conversation.
+    """
+
+    field_prompt: str | None = None
+    field_system: str | None = None
+    field_chosen: str | None = None
+    field_rejected: str | None = None
+    field_completion: str | None = None
+    field_label: str | None = None
+    prompt_format: str | None = None
+    chosen_format: str = "{chosen}"
+    rejected_format: str = "{rejected}"
+    completion_format: str = "{completion}"
+
+
+@dataclass(frozen=True)
 class DataSource:
     """One entry of ``datasets``. ``type`` None: told from the rows, and said."""
 
     path: str
-    type: str | UserFormat | None = None
+    type: str | UserFormat | UserPreference | None = None
     name: str | None = None  # name, split, data_files and revision: of a data set of the Hub
     split: str | None = None  # None: train
     data_files: tuple[str, ...] = ()
@@ -55,6 +83,11 @@ class DataSource:
     field_instruction: str | None = None
     field_input: str | None = None
     field_output: str | None = None
+    field_prompt: str | None = None  # these five of preference data
+    field_chosen: str | None = None
+    field_rejected: str | None = None
+    field_completion: str | None = None
+    field_label: str | None = None
     message_property_mappings: Mapping[str, str] = dict_field(default_factory=dict)  # ours → theirs: role → from
     roles: Mapping[str, str] = dict_field(default_factory=dict)  # role in the file → role of the template
     roles_to_train: tuple[str, ...] = ("assistant",)
@@ -77,6 +110,7 @@ class TrainConfig:
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     skip_bad_rows: int = 0  # of all data files together
+    allow_unservable: bool = False  # train what only `ah export` can use
     # model
     model_revision: str | None = None
     trust_remote_code: bool = False
@@ -92,10 +126,25 @@ class TrainConfig:
     lora_dropout: float = 0.0
     lora_target_modules: tuple[str, ...] | str = "all-linear"
     peft_use_rslora: bool = False
+    peft_use_dora: bool = False
+    peft_init_lora_weights: bool | str = True
+    lora_model_dir: str | None = None  # the adapter to go on from: a folder, or a version by its digest
     lora_rank_pattern: Mapping[str, int] = field(default_factory=dict)  # module → rank, by PEFT's rule
     lora_alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     peft_layers_to_transform: tuple[int, ...] | None = None
     loraplus_lr_ratio: float | None = None  # rate of B over that of A (LoRA+, arXiv:2402.12354)
+    # preferences
+    rl: Method | None = None  # None: supervised fine-tuning
+    rl_beta: float | None = None  # None: 0.1; of SimPO 2
+    dpo_loss_type: tuple[str, ...] = ()  # none: sigmoid; of IPO ipo
+    dpo_loss_weights: tuple[float, ...] = ()
+    dpo_label_smoothing: float = 0.0
+    precompute_ref_log_probs: bool = False
+    kto_desirable_weight: float = 1.0
+    kto_undesirable_weight: float = 1.0
+    orpo_alpha: float = 0.1  # weight of the odds ratio beside the likelihood
+    simpo_gamma: float = 0.5  # the margin that is wanted
+    cpo_alpha: float = 0.0  # weight of the likelihood beside SimPO's loss
     # data
     val_set_size: float = 0.0
     train_on_inputs: bool = False
@@ -158,14 +207,14 @@ class TrainConfig:
             plain["lora_target_modules"], plain["lora_target_linear"] = None, True
         plain["adapter"] = "qlora" if self.load_in_4bit else "lora"
         kept = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if v not in (None, {}, [], ())}
-        kept["adapterhub"] = {k: v for k, v in block.items() if v not in (None, {}, "")}
+        kept["adapterhub"] = {k: v for k, v in block.items() if v not in (None, {}, "", False)}
         return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _source_to_plain(source: DataSource) -> dict[str, Any]:
     usual = asdict(DataSource(path=source.path))
     plain = {k: v for k, v in asdict(source).items() if k == "path" or v != usual[k]}
-    if isinstance(source.type, UserFormat):
+    if isinstance(source.type, UserFormat | UserPreference):
         plain["type"] = {k: v for k, v in asdict(source.type).items() if v is not None}
     plain |= {key: list(value) for key, value in plain.items() if isinstance(value, tuple)}
     if source.roles:

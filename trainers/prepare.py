@@ -65,6 +65,8 @@ def prepare(config: TrainConfig, *, beside: Mapping[str, Path | None] | None = N
         ConfigError: a template, token or target module that the base does not have.
     """
     beside = beside or {}
+    if config.rl or config.lora_model_dir or config.peft_init_lora_weights not in (True, False, "gaussian"):
+        raise ConfigError("this method cannot be trained yet", hint="ah train CONFIG.yml --check")
     files = _read(config.datasets, beside.get("datasets"), config.skip_bad_rows)
     left = config.skip_bad_rows - sum(len(file.skipped) for file in files)
     test_files = _read(config.test_datasets, beside.get("test_datasets"), left)

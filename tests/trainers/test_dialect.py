@@ -303,3 +303,71 @@ def test_keeping_the_best_saves_at_evaluations() -> None:
     assert fates(reading)["save_strategy"] == "approximated"
     with pytest.raises(ConfigError, match="early_stopping_patience contradicts val_set_size"):
         read(SMALLEST + "early_stopping_patience: 2")
+
+
+PAIRS = "base_model: x\nrl: {}\ndatasets: [{{path: pairs.jsonl}}]\n"
+
+
+@pytest.mark.parametrize("method", ["dpo", "ipo", "orpo", "simpo"])
+def test_a_preference_method_is_honoured(method: str) -> None:
+    reading = read(PAIRS.format(method))
+    assert (reading.config.rl, fates(reading)["rl"]) == (method, "honoured")
+
+
+def test_kto_needs_more_than_one_row_a_batch() -> None:
+    with pytest.raises(ConfigError, match="rl contradicts micro_batch_size") as caught:
+        read(PAIRS.format("kto"))
+    assert "set micro_batch_size to 2 or more" in caught.value.why
+    assert read(PAIRS.format("kto") + "micro_batch_size: 2\n").config.rl == "kto"
+
+
+def test_a_key_of_another_method_is_said_to_do_nothing() -> None:
+    reading = read(PAIRS.format("dpo") + "orpo_alpha: 0.2\ndpo_label_smoothing: 0.1\n")
+    assert fates(reading)["orpo_alpha"] == "without effect"
+    assert fates(reading)["dpo_label_smoothing"] == "honoured"
+    assert fates(read(SMALLEST + "rl_beta: 0.1\n"))["rl_beta"] == "without effect"
+
+
+def test_the_type_of_preference_rows_names_their_template() -> None:
+    text = "base_model: x\nrl: dpo\ndatasets: [{path: a, type: llama3.ultra}]\n"
+    assert read(text).config.chat_template == "llama3"
+    with pytest.raises(ConfigError, match="chat_template contradicts datasets"):
+        read(text + "chat_template: chatml\n")
+    with pytest.raises(ConfigError, match="chat_template contradicts datasets"):
+        read(text + "test_datasets: [{path: b, type: chatml.ultra}]\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (PAIRS.format("dop"), "rl expects one of"),
+        (PAIRS.format("dpo") + "sample_packing: true\n", "rl contradicts sample_packing"),
+        (PAIRS.format("ipo") + "dpo_loss_type: hinge\n", "dpo_loss_type contradicts rl"),
+        (PAIRS.format("dpo") + "dpo_loss_type: [sigmoid, sft]\ndpo_loss_weights: 1\n", "dpo_loss_weights contradicts"),
+        (PAIRS.format("dpo") + "dpo_loss_type: exo_pair\n", "dpo_loss_type contradicts dpo_label_smoothing"),
+        (PAIRS.format("dpo") + "dpo_loss_type: sigmod\n", "dpo_loss_type expects some of"),
+        (PAIRS.format("dpo") + "peft_init_lora_weights: pissa\n", "peft_init_lora_weights contradicts rl"),
+        (SMALLEST + "peft_init_lora_weights: olora\nadapter: qlora\n", "peft_init_lora_weights contradicts adapter"),
+        (SMALLEST + "peft_init_lora_weights: pissa\nlora_r: 300\n", "peft_init_lora_weights contradicts lora_r"),
+        (SMALLEST + "peft_init_lora_weights: loftq\n", "peft_init_lora_weights expects"),
+        (SMALLEST + "peft_use_dora: true\n", "peft_use_dora cannot be served"),
+        ("base_model: x\ndatasets: [{path: a, type: llama3.intel}]\n", "type llama3.intel is for preference training"),
+        ("base_model: x\nrl: dpo\ndatasets: [{path: a, type: alpaca}]\n", "type alpaca is for supervised training"),
+        ("base_model: x\nrl: dpo\ndatasets: [{path: a, type: {prompt_format: 'Q'}}]\n", "does not write the prompt"),
+    ],
+)
+def test_a_method_that_cannot_work_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(text)
+
+
+def test_dora_is_trained_where_it_is_asked_for_without_serving() -> None:
+    reading = read(SMALLEST + "peft_use_dora: true\nadapterhub: {allow_unservable: true}\n")
+    assert reading.config.peft_use_dora
+    assert "adapterhub.allow_unservable" in fates(reading)
+
+
+def test_the_adapter_to_go_on_from_keeps_its_own_shape() -> None:
+    reading = read(SMALLEST + "lora_model_dir: runs/a\nlora_r: 8\nlora_alpha: 16\nlora_target_linear: true\n")
+    assert fates(reading)["lora_model_dir"] == "honoured"
+    assert {fates(reading)[key] for key in ("lora_r", "lora_alpha", "lora_target_linear")} == {"without effect"}

@@ -56,7 +56,7 @@ def format_of(source: DataSource, raw: Mapping[str, Any]) -> tuple[str, Reader]:
         return "your format", UserReader(source, source.type)
     if source.type == "alpaca_chat.load_qa":  # Axolotl's name
         return FORMATS["question_answer"].shown, FORMATS["question_answer"].reader(source)
-    if source.type is not None:
+    if isinstance(source.type, str):
         return FORMATS[source.type].shown, FORMATS[source.type].reader(source)
     return _told(source, raw)
 

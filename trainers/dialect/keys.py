@@ -15,9 +15,12 @@ from adapterhub.trainers.dialect.values import (
     alphas,
     choice,
     flag,
+    initial,
     layers,
+    losses,
     names,
     number,
+    numbers,
     options,
     paths,
     precision,
@@ -67,10 +70,26 @@ KEYS: Mapping[str, Reader] = {
     "lora_target_linear": flag,
     "lora_target_modules": texts,
     "peft_use_rslora": flag,
+    "peft_use_dora": flag,
+    "peft_init_lora_weights": initial,
+    "lora_model_dir": text,
     "lora_rank_pattern": ranks,
     "lora_alpha_pattern": alphas,
     "peft_layers_to_transform": layers,
     "loraplus_lr_ratio": number(1.0),
+    # preferences
+    "rl": choice("dpo", "ipo", "kto", "orpo", "simpo"),
+    "rl_beta": number(above=True),
+    "rl_adapter_ref_model": flag,
+    "dpo_loss_type": losses,
+    "dpo_loss_weights": numbers,
+    "dpo_label_smoothing": number(0, 0.5),
+    "precompute_ref_log_probs": flag,
+    "kto_desirable_weight": number(above=True),
+    "kto_undesirable_weight": number(above=True),
+    "orpo_alpha": number(above=True),
+    "simpo_gamma": number(),
+    "cpo_alpha": number(),
     # data
     "val_set_size": number(),
     "train_on_inputs": flag,
@@ -137,10 +156,15 @@ TYPES = (
     "chat_template", "sharegpt", "prompt_completion", "instruction", "question_answer", "alpaca_chat.load_qa",
     "alpaca", "alpaca:chat", "alpaca:chatml", "alpaca:phi", "completion", "input_output", "tokens",
 )  # fmt: skip
+PREFERENCE_STYLES = ("default", "argilla", "argilla_chat", "icr", "intel", "prompt_pairs", "ultra")
+PREFERENCE_TYPES = tuple(
+    name for family in ("chat_template", "chatml", "llama3")
+    for name in (family, *(f"{family}.{style}" for style in PREFERENCE_STYLES))
+)  # fmt: skip
 
 SOURCE_KEYS: Mapping[str, Reader] = {
     "path": text,
-    "type": choice(*TYPES),
+    "type": choice(*dict.fromkeys((*TYPES, *PREFERENCE_TYPES))),
     "ds_type": choice("json", "csv", "parquet"),
     "field": text,
     "field_messages": text,
@@ -149,6 +173,11 @@ SOURCE_KEYS: Mapping[str, Reader] = {
     "field_instruction": text,
     "field_input": text,
     "field_output": text,
+    "field_prompt": text,
+    "field_chosen": text,
+    "field_rejected": text,
+    "field_completion": text,
+    "field_label": text,
     "message_property_mappings": names,
     "roles": options,
     "name": text,
@@ -172,6 +201,19 @@ USER_FORMAT_KEYS: Mapping[str, Reader] = {
     "system_prompt": words,
 }
 
+USER_PREFERENCE_KEYS: Mapping[str, Reader] = {
+    "field_prompt": text,
+    "field_system": text,
+    "field_chosen": text,
+    "field_rejected": text,
+    "field_completion": text,
+    "field_label": text,
+    "prompt_format": text,
+    "chosen_format": text,
+    "rejected_format": text,
+    "completion_format": text,
+}
+
 BLOCK_KEYS: Mapping[str, Reader] = {
     "name": text,
     "task": choice("style", "domain", "reasoning", "full"),
@@ -179,6 +221,7 @@ BLOCK_KEYS: Mapping[str, Reader] = {
     "description": text,
     "labels": names,
     "skip_bad_rows": whole(),
+    "allow_unservable": flag,
 }
 
 _TRACKERS = "a detail of the tracker's; set it in the tracker's own environment variables"
@@ -216,18 +259,8 @@ NO_EFFECT_PREFIXES: Mapping[str, str] = {
 }
 
 LATER: Mapping[str, str] = {
-    "rl": "preference training",
-    "rl_beta": "preference training",
-    "dpo_loss_type": "preference training",
-    "dpo_label_smoothing": "preference training",
-    "precompute_ref_log_probs": "preference training",
-    "orpo_alpha": "preference training",
-    "kto_desirable_weight": "preference training",
-    "kto_undesirable_weight": "preference training",
     "lora_target_parameters": "adapters on expert weights",
     "lora_fan_in_fan_out": "transposed layers",
-    "lora_model_dir": "starting from another adapter",
-    "peft_init_lora_weights": "other initial values",
     "peft": "other initial values",
     "loraplus_lr_embedding": "LoRA+ on embeddings, which are not adapted here",
     "bnb_config_kwargs": "other quantisations than nf4, double",
@@ -249,7 +282,6 @@ LATER: Mapping[str, str] = {
 }
 
 UNSERVABLE: Mapping[str, str] = {
-    "peft_use_dora": "the serving engine has no DoRA magnitude vectors",
     "lora_modules_to_save": "the serving engine takes LoRA factors only, no whole modules",
     "tokens": "new tokens need a trained embedding, which the serving engine does not take",
     "peft_trainable_token_indices": "trained token embeddings are not served",
@@ -257,7 +289,6 @@ UNSERVABLE: Mapping[str, str] = {
 }
 
 SOURCE_LATER = {
-    **dict.fromkeys(("field_chosen", "field_rejected"), "preference training"),
     "chat_template": "a template for one data set; name it for the whole config",
     "chat_template_jinja": "a template for one data set; name it for the whole config",
     "train_on_eot": "one end of a turn is found from the template; train_on_eos speaks of it",

@@ -15,10 +15,24 @@ import yaml
 
 from adapterhub.errors import ConfigError, InvalidName
 from adapterhub.refs import AdapterName, check_channel
-from adapterhub.trainers.config import MESSAGE_PROPERTIES, RANKS, DataSource, TrainConfig, UserFormat
+from adapterhub.trainers.config import (
+    MESSAGE_PROPERTIES,
+    RANKS,
+    DataSource,
+    TrainConfig,
+    UserFormat,
+    UserPreference,
+)
 from adapterhub.trainers.dialect import keys
 from adapterhub.trainers.dialect.fate import KeyFate, Machine, shown
-from adapterhub.trainers.dialect.rules import NOT_ADAPTED, RULES, attention, contradictions, keeps_best
+from adapterhub.trainers.dialect.rules import (
+    NOT_ADAPTED,
+    RULES,
+    attention,
+    contradictions,
+    keeps_best,
+    templates_of,
+)
 from adapterhub.trainers.dialect.values import TRACKERS, Reader
 from adapterhub.trainers.dialect.yamlfile import YamlFile
 
@@ -81,6 +95,7 @@ class _Reader:
         for key in read:
             self.fates.append(self._fate(key, read))
         self._contradictions(read, sources)
+        self._servable(read, block)
         names = {f.name for f in fields(TrainConfig)}
         chosen: dict[str, Any] = {k: v for k, v in read.items() if k in names} | sources | block
         return self._derived(TrainConfig(**chosen), read)
@@ -179,7 +194,9 @@ class _Reader:
         if "path" not in read:
             raise ConfigError(f"{self._where(path)}: path is missing", hint="write `- path: train.jsonl`")
         if isinstance(user, dict):
-            read["type"] = self._user_format(user, (*path, "type"))
+            preference = self.file.values.get("rl") is not None
+            read["type"] = (self._user_preference if preference else self._user_format)(user, (*path, "type"))
+        self._check_kind(read.get("type"), path)
         properties = read.get("message_property_mappings", {})
         unknown = sorted(set(properties) - set(MESSAGE_PROPERTIES))
         if unknown:
@@ -194,6 +211,20 @@ class _Reader:
         chosen = {k: v for k, v in read.items() if k in names}
         return DataSource(**chosen | {"roles": _inverted(read.get("roles", {}), self._where((*path, "roles")))})
 
+    def _check_kind(self, kind: Any, path: tuple[str | int, ...]) -> None:
+        """Preference types go with ``rl``, the others without; ``chat_template`` is both."""
+        method = self.file.values.get("rl")
+        wrong = keys.PREFERENCE_TYPES if method is None else keys.TYPES
+        if kind in wrong and kind != "chat_template":
+            raise ConfigError(
+                f"{self._where((*path, 'type'))}: type {kind} is for "
+                + ("preference training" if method is None else "supervised training"),
+                why="rl is not set" if method is None else f"rl is {method}",
+                hint="set rl: dpo, ipo, kto, orpo or simpo"
+                if method is None
+                else "take type out: preference rows are told from their columns",
+            )
+
     def _user_format(self, given: Mapping[str, Any], path: tuple[str | int, ...]) -> UserFormat:
         read = self._table(given, keys.USER_FORMAT_KEYS, path)
         for key in ("format", "no_input_format"):
@@ -204,12 +235,23 @@ class _Reader:
                 )
         return UserFormat(**read)
 
+    def _user_preference(self, given: Mapping[str, Any], path: tuple[str | int, ...]) -> UserPreference:
+        read = self._table(given, keys.USER_PREFERENCE_KEYS, path)
+        if "prompt_format" in read and "{prompt}" not in read["prompt_format"]:
+            raise ConfigError(
+                f"{self._where((*path, 'prompt_format'))}: prompt_format does not write the prompt",
+                why="{prompt} stands for the column of field_prompt, and {system} for that of field_system",
+            )
+        return UserPreference(**read)
+
     def _source_fate(self, dotted: str, key: str, value: Any, where: str) -> KeyFate:
         if key == "type" and value == "sharegpt":
             return KeyFate(dotted, "honoured", "dropped by Axolotl; taken as conversations of from and value", where)
         if key == "train_on_eos" and value == "none":
             return KeyFate(dotted, "honoured", "none: what is trained so does not learn to stop", where)
-        return KeyFate(dotted, "honoured", "your format" if isinstance(value, UserFormat) else shown(value), where)
+        return KeyFate(
+            dotted, "honoured", "your format" if isinstance(value, UserFormat | UserPreference) else shown(value), where
+        )
 
     def _where(self, path: tuple[str | int, ...]) -> str:
         name = ".".join(str(part) for part in path)
@@ -242,6 +284,14 @@ class _Reader:
                 hint="use lora_target_linear: true",
             )
 
+    def _servable(self, read: Mapping[str, Any], block: Mapping[str, Any]) -> None:
+        if read.get("peft_use_dora") and not block.get("allow_unservable"):
+            raise ConfigError(
+                f"{self._where(('peft_use_dora',))}: an adapter trained with peft_use_dora cannot be served",
+                why="the serving engine has no DoRA magnitude vectors",
+                hint="take it out, or train it for `ah export` alone: adapterhub: {allow_unservable: true}",
+            )
+
     def _derived(self, config: TrainConfig, read: Mapping[str, Any]) -> TrainConfig:
         changes: dict[str, Any] = {}
         if "lora_r" not in read and config.task:
@@ -249,6 +299,10 @@ class _Reader:
         if read.get("lora_target_linear") or "lora_target_modules" not in read:
             changes["lora_target_modules"] = "all-linear"
         changes["eval_batch_size"] = read.get("eval_batch_size", config.micro_batch_size)
+        if config.rl and "chat_template" not in read:
+            changes["chat_template"] = next(iter(templates_of(config.datasets)), config.chat_template)
+        if config.rl:
+            changes["train_on_inputs"] = False
         changes["model_revision"] = read.get("model_revision") or read.get("revision_of_model")
         changes["load_in_4bit"] = read.get("adapter") == "qlora"
         changes["gradient_checkpointing"] = bool(config.gradient_checkpointing)

@@ -5,9 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adapterhub.peftdir import VLLM_MAX_RANK
 from adapterhub.trainers.dialect.fate import Kind, Machine, shown
 from adapterhub.trainers.dialect.keys import BITS_ADAM
 
+# Keys of one method only, and the methods that read them.
+OF_METHOD: Mapping[str, tuple[str, ...]] = {
+    "rl_beta": ("dpo", "ipo", "kto", "simpo"),
+    "rl_adapter_ref_model": ("dpo", "ipo", "kto"),
+    "precompute_ref_log_probs": ("dpo", "ipo", "kto"),
+    "dpo_loss_type": ("dpo", "ipo"),
+    "dpo_loss_weights": ("dpo", "ipo"),
+    "dpo_label_smoothing": ("dpo", "ipo"),
+    "kto_desirable_weight": ("kto",),
+    "kto_undesirable_weight": ("kto",),
+    "orpo_alpha": ("orpo",),
+    "simpo_gamma": ("simpo",),
+    "cpo_alpha": ("simpo",),
+}
+CHANGES_THE_BASE = ("pissa", "olora")  # initial values that leave less in the base's own weights
+MAX_CONVERTED_RANK = VLLM_MAX_RANK // 2  # of those: the conversion to a plain LoRA doubles the rank
+OF_THE_ADAPTER = (
+    "lora_r", "lora_alpha", "lora_target_linear", "lora_target_modules", "peft_use_rslora", "peft_use_dora",
+    "lora_rank_pattern", "lora_alpha_pattern", "peft_layers_to_transform",
+)  # fmt: skip
 NOT_ADAPTED = {"lm_head", "embed_tokens", "wte", "embed_out"}
 Rule = Callable[[Any, Mapping[str, Any], Machine], tuple[Kind, str]]
 
@@ -90,6 +111,70 @@ def _watchdog_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tup
     )
 
 
+def _method_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if value == "simpo":
+        return "honoured", "simpo, as published: beta 2 and no likelihood term unless rl_beta and cpo_alpha say so"
+    if value == "orpo":
+        return "honoured", "orpo: the likelihood of the chosen answer, and orpo_alpha times its odds"
+    reference = "the adapter that it starts from" if read.get("lora_model_dir") else "the base"
+    return "honoured", f"{value}; the reference is {reference}"
+
+
+def _of_method(key: str) -> Rule:
+    def rule(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+        if read.get("rl") not in OF_METHOD[key]:
+            return "without effect", "it is for rl: " + ", ".join(OF_METHOD[key])
+        if key == "rl_adapter_ref_model" and "lora_model_dir" not in read:
+            return "without effect", "without lora_model_dir the reference is the base"
+        return "honoured", shown(value)
+
+    return rule
+
+
+def _own_shape(key: str, otherwise: Rule | None) -> Rule:
+    def rule(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+        if "lora_model_dir" in read:
+            return "without effect", "the adapter that it starts from has its own"
+        return otherwise(value, read, machine) if otherwise else ("honoured", shown(value))
+
+    return rule
+
+
+def _initial_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if "lora_model_dir" in read:
+        return "without effect", "it starts from an adapter"
+    if changes_the_base(value):
+        return "honoured", f"{value}; the adapter is converted to a plain LoRA of twice the rank, which can be served"
+    return "honoured", shown(value)
+
+
+def _dora_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    return ("honoured", "not servable: for ah export" if value else "off")
+
+
+def _inputs_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if value and "rl" in read:
+        return "without effect", "answers to one prompt are compared; the prompt counts in none of them"
+    return "honoured", shown(value)
+
+
+def _order_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if value and read.get("rl") == "kto":
+        return "without effect", "KTO takes the rows in their order: each is compared with its neighbour's answer"
+    return "honoured", shown(value)
+
+
+def changes_the_base(initial: Any) -> bool:
+    """Whether PEFT takes the initial B·A out of the base's weights."""
+    return isinstance(initial, str) and initial.startswith(CHANGES_THE_BASE)
+
+
+def templates_of(sources: Any) -> tuple[str, ...]:
+    """The templates that Axolotl's preference types name: ``llama3.ultra`` is a row in the template of Llama 3."""
+    kinds = [source.type.split(".")[0] for source in sources if isinstance(source.type, str)]
+    return tuple(dict.fromkeys(kind for kind in kinds if kind in ("llama3", "chatml")))
+
+
 def keeps_best(read: Mapping[str, Any]) -> bool:
     return bool(read.get("load_best_model_at_end") or read.get("early_stopping_patience"))
 
@@ -109,7 +194,14 @@ RULES: Mapping[str, Rule] = {
     "gradient_checkpointing": _checkpointing_fate,
     "warmup_ratio": _warmup_fate,
     "num_epochs": _epochs_fate,
-    "lora_target_modules": _targets_fate,
+    "rl": _method_fate,
+    **{key: _of_method(key) for key in OF_METHOD},
+    **{key: _own_shape(key, None) for key in OF_THE_ADAPTER},
+    "lora_target_modules": _own_shape("lora_target_modules", _targets_fate),
+    "peft_use_dora": _own_shape("peft_use_dora", _dora_fate),
+    "peft_init_lora_weights": _initial_fate,
+    "train_on_inputs": _inputs_fate,
+    "group_by_length": _order_fate,
 }
 
 
@@ -119,6 +211,9 @@ def contradictions(read: Mapping[str, Any], sources: Mapping[str, Any]) -> list[
     both_evals = bool(read.get("val_set_size") and sources["test_datasets"])
     evaluated = bool(read.get("val_set_size") or sources["test_datasets"])
     template = read.get("chat_template", "tokenizer_default")
+    method, losses = read.get("rl"), read.get("dpo_loss_type", ())
+    changed = changes_the_base(read.get("peft_init_lora_weights")) and "lora_model_dir" not in read
+    families = templates_of((*sources["datasets"], *sources["test_datasets"]))
     regex = isinstance(read.get("lora_target_modules"), str) and not read.get("lora_target_linear")
     return [
         ("adapter", "load_in_4bit", qlora and read.get("load_in_4bit") is False, "QLoRA trains on a 4-bit base"),
@@ -131,6 +226,28 @@ def contradictions(read: Mapping[str, Any], sources: Mapping[str, Any]) -> list[
          "chat_template_jinja is read where chat_template is jinja"),
         ("chat_template", "chat_template_jinja", template == "jinja" and "chat_template_jinja" not in read,
          "chat_template: jinja needs the template in chat_template_jinja"),
+        ("rl", "sample_packing", method is not None and bool(read.get("sample_packing")),
+         "answers that are compared are not packed: take sample_packing out"),
+        ("rl", "micro_batch_size", method == "kto" and read.get("micro_batch_size", 1) == 1,
+         "KTO measures each row against the answers of the others in its batch: set micro_batch_size to 2 or more, "
+         "and gradient_accumulation_steps to as much less"),
+        ("dpo_loss_type", "rl", method == "ipo" and losses not in ((), ("ipo",)), "rl: ipo is dpo_loss_type: ipo"),
+        ("dpo_loss_weights", "dpo_loss_type", "dpo_loss_weights" in read
+         and len(read["dpo_loss_weights"]) != max(1, len(losses)), "one weight for each loss"),
+        ("dpo_loss_type", "dpo_label_smoothing", "exo_pair" in losses and not read.get("dpo_label_smoothing"),
+         "exo_pair needs dpo_label_smoothing above 0; its authors take 0.001"),
+        ("chat_template", "datasets", bool(families) and (len(families) > 1 or template not in
+         ("tokenizer_default", families[0])), f"the type of a data set names the template {' and '.join(families)}"),
+        ("peft_init_lora_weights", "adapter", changed and (qlora or bool(read.get("load_in_8bit"))),
+         "it is taken out of the base's weights, and a quantised base is not the one that is served"),
+        ("peft_init_lora_weights", "rl", changed and method is not None,
+         "the base without the adapter is the reference, and these initial values change it"),
+        ("peft_init_lora_weights", "peft_use_dora", changed and bool(read.get("peft_use_dora")), "one of the two"),
+        ("peft_init_lora_weights", "lora_r", changed and read.get("lora_r", 0) > MAX_CONVERTED_RANK,
+         f"the conversion to a plain LoRA doubles the rank, and the engine takes up to {VLLM_MAX_RANK}"),
+        ("peft_init_lora_weights", "lora_rank_pattern", changed and bool(read.get("peft_use_rslora"))
+         and bool(read.get("lora_rank_pattern") or read.get("lora_alpha_pattern")),
+         "with peft_use_rslora and a pattern it cannot be converted to a plain LoRA"),
         ("bf16", "fp16", read.get("bf16") is True and read.get("fp16") is True, "one of the two"),
         ("eval_steps", "evals_per_epoch", "eval_steps" in read and "evals_per_epoch" in read, "one of the two"),
         ("save_steps", "saves_per_epoch", "save_steps" in read and "saves_per_epoch" in read, "one of the two"),

@@ -38,6 +38,35 @@ def number(low: float = 0.0, high: float = math.inf, *, above: bool = False) -> 
     return read
 
 
+def numbers(value: Any) -> tuple[float, ...]:
+    """One number or a list of them."""
+    found = value if isinstance(value, list) else [value]
+    return tuple(number()(v) for v in found)
+
+
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft",
+)  # fmt: skip
+
+
+def losses(value: Any) -> tuple[str, ...]:
+    """One of TRL's losses for pairs, or a list of them."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not found or not all(name in LOSSES for name in found):
+        raise ValueError("expects some of " + ", ".join(LOSSES))
+    return tuple(dict.fromkeys(found))
+
+
+def initial(value: Any) -> bool | str:
+    """How A and B begin; ``pissa_niter_16`` is PiSSA with so many rounds of a quick decomposition."""
+    if isinstance(value, bool) or value in ("gaussian", "orthogonal", "pissa", "olora"):
+        return bool(value) if isinstance(value, bool) else str(value)
+    if isinstance(value, str) and re.fullmatch(r"pissa_niter_[1-9]\d*", value):
+        return value
+    raise ValueError("expects true, gaussian, orthogonal, pissa, pissa_niter_N or olora")
+
+
 def text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("expects text")
