@@ -66,7 +66,9 @@ def main() -> None:
 
 def measure(kind: str, url: str, folder: Path, arguments: Any, *, storm: bool) -> list[dict[str, Any]]:
     folder.mkdir()
+    start = time.perf_counter()
     run(url, folder, arguments.writers, arguments.publishes, storm=storm)
+    seconds = time.perf_counter() - start
     told = [json.loads(line) for file in folder.glob("*.told") for line in file.read_text().splitlines()]
     faults, there = check(url, told)
     wanted = arguments.writers * arguments.publishes
@@ -75,7 +77,8 @@ def measure(kind: str, url: str, folder: Path, arguments: Any, *, storm: bool) -
     # killed between the commit and its note, a writer publishes one more
     right = not faults and (there >= wanted if storm else there == wanted)
     tries = statistics.median(one["tries"] for one in told)
-    print(f"{name}: {there} versions, {len(told)} told, median tries {tries}", *faults, sep="\n  ", flush=True)
+    said = f"{name}: {there} versions in {seconds:.0f} s, {len(told)} told, median tries {tries}"
+    print(said, *faults, sep="\n  ", flush=True)
     return [
         {"name": name, "ours": there, "peer": wanted, "ratio": there / wanted, "unit": "versions", "bar": wanted}
         | common

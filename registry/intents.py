@@ -27,6 +27,7 @@ from adapterhub.registry.store import Store, create_hint
 log = logging.getLogger(__name__)
 
 Seal = Literal["", "commits", "given up"]
+_PAGE = 1000  # keys a LIST
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Intents:
     def seal(self, intent: Intent) -> bool:
         """Whether the publish may commit: no collector gave it up, nor will one."""
         return self._sealed(intent.name.tenant, intent.id, "commits") == "commits"
+
+    def committing(self, tenant: str) -> int:
+        """How many publishes are about to commit, or were killed then: one LIST, so a few hundred at most."""
+        keys = set(self._store.keys(layout.intents(tenant), limit=_PAGE))
+        return sum(key.endswith(".json") and layout.seal_of(key) in keys for key in keys)
 
     def end(self, intent: Intent) -> None:
         """It committed, or never will. What stays where the store refuses is found by the next collection."""

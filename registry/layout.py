@@ -87,6 +87,11 @@ def seal(tenant: str, publish_id: str) -> str:
     return f"{intents(tenant)}{publish_id}.sealed"
 
 
+def seal_of(intent: str) -> str:
+    """The key of the seal beside the key of an intent."""
+    return intent.removesuffix(".json") + ".sealed"
+
+
 def collections(tenant: str) -> str:
     """Prefix; collections under way, oldest first."""
     check_tenant(tenant)

@@ -4,7 +4,7 @@
     blobs            by content; what is there is not sent again
     …sealed          no collector gave this publish up, nor will one
     log, d/<digest>  hints: they may name a version that never comes
-    v/<n>            the version, whole: n = newest + 1, and again where somebody else took it
+    v/<n>            the version, whole: n = newest + 1, and again in a while (`turns`) where somebody else took it
 
 What a publish leaves behind when it is killed before the record: an intent, and blobs and hints that no record names.
 Nobody sees them, and `gc` removes them.
@@ -12,7 +12,7 @@ Nobody sees them, and `gc` removes them.
 
 from __future__ import annotations
 
-import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
@@ -32,8 +32,7 @@ from adapterhub.registry.intents import Intents
 from adapterhub.registry.records import Records, blob_key
 from adapterhub.registry.store import Store, create_hint
 from adapterhub.registry.tombstones import clear, is_gone
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0  # seconds, before jitter
+from adapterhub.registry.turns import pause
 
 
 class Publisher:
@@ -108,13 +107,14 @@ class Publisher:
 
     def _numbered(self, record: Record, number: int | None) -> Record:
         """Committed under the next number, or ``number``. Raises Conflict where that one is taken."""
-        pause = _FIRST_PAUSE
         while True:
+            self._log.announce(record.name, "publish")  # each time: watchers look again for ten seconds only
+            start = time.monotonic()
             record = replace(record, version=self._free_number(record.name, number), created=now())
             if self._commit(record):
                 return record
-            self._wait(random.uniform(0, pause))  # noqa: S311 - jitter, no secret
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            took = time.monotonic() - start
+            self._wait(pause(crowd=self._intents.committing(record.name.tenant), took=took))
 
     def _refuse_deleted(self, tenant: str) -> None:
         if is_gone(self._store, tenant):
@@ -137,8 +137,7 @@ class Publisher:
         return rules.free_number(name, self._records.newest_number(name), wanted)
 
     def _commit(self, record: Record) -> bool:
-        """Whether this record is now the version of its number."""
-        self._log.announce(record.name, "publish")
+        """Whether this record is now the version of its number. Nothing more may come between reading it and this."""
         create_hint(self._store, layout.digest(record.name, record.digest, record.version))
         try:
             self._store.create(layout.version(record.name, record.version), record.to_bytes())
