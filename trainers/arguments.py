@@ -21,9 +21,10 @@ def arguments(prepared: Prepared, folder: Path) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     steps = total_steps(prepared)
     scheduler = config.lr_scheduler
-    scheduler_options: dict[str, Any] = {}
+    scheduler_options = dict(config.lr_scheduler_kwargs)
     if config.cosine_min_lr_ratio is not None and scheduler == "cosine":
-        scheduler, scheduler_options = "cosine_with_min_lr", {"min_lr_rate": config.cosine_min_lr_ratio}
+        scheduler = "cosine_with_min_lr"
+        scheduler_options["min_lr_rate"] = config.cosine_min_lr_ratio
     return {
         "output_dir": str(folder / CHECKPOINTS),
         "per_device_train_batch_size": config.micro_batch_size,
@@ -33,6 +34,7 @@ def arguments(prepared: Prepared, folder: Path) -> dict[str, Any]:
         "max_steps": config.max_steps or -1,
         "learning_rate": config.learning_rate,
         "optim": config.optimizer,
+        "optim_args": ",".join(f"{key}={value}" for key, value in config.optim_args.items()) or None,
         "lr_scheduler_type": scheduler,
         "lr_scheduler_kwargs": scheduler_options or None,
         "warmup_steps": _warmup(config, steps),
@@ -50,7 +52,11 @@ def arguments(prepared: Prepared, folder: Path) -> dict[str, Any]:
         "fp16": gpu and config.fp16 is True,
         "tf32": config.tf32 if gpu and config.tf32 else None,
         "gradient_checkpointing": config.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
+        "gradient_checkpointing_kwargs": (
+            {"use_reentrant": False} | dict(config.gradient_checkpointing_kwargs)
+            if config.gradient_checkpointing
+            else None
+        ),
         "logging_steps": config.logging_steps,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,

@@ -92,6 +92,9 @@ class DataSource:
     roles: Mapping[str, str] = dict_field(default_factory=dict)  # role in the file → role of the template
     roles_to_train: tuple[str, ...] = ("assistant",)
     train_on_eos: Literal["turn", "all", "last", "none"] = "turn"  # of which turns the end token is trained on
+    train_on_eot: Literal["turn", "all", "last", "none"] | None = None  # Axolotl's second name for it; wins
+    chat_template: str | None = None  # as the whole config's: all data sets have one
+    chat_template_jinja: str | None = None
     message_field_training: str | None = None  # a message's own switch; None: weight, as OpenAI has it
     drop_system_message: bool = False
 
@@ -113,10 +116,12 @@ class TrainConfig:
     allow_unservable: bool = False  # train what only `ah export` can use
     # model
     model_revision: str | None = None
+    tokenizer_config: str | None = None  # a folder or Hub id whose tokenizer, of the same words, is used
     trust_remote_code: bool = False
     attn_implementation: str = "sdpa"
     load_in_4bit: bool = False
     load_in_8bit: bool = False
+    bnb_config_kwargs: Mapping[str, Any] = field(default_factory=dict)  # of transformers' BitsAndBytesConfig
     bf16: bool | Literal["auto"] = "auto"
     fp16: bool | Literal["auto"] = False
     tf32: bool = False
@@ -132,6 +137,7 @@ class TrainConfig:
     lora_rank_pattern: Mapping[str, int] = field(default_factory=dict)  # module → rank, by PEFT's rule
     lora_alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     peft_layers_to_transform: tuple[int, ...] | None = None
+    lora_fan_in_fan_out: bool = False  # weights are stored (in, out), as GPT-2's
     loraplus_lr_ratio: float | None = None  # rate of B over that of A (LoRA+, arXiv:2402.12354)
     # preferences
     rl: Method | None = None  # None: supervised fine-tuning
@@ -151,10 +157,13 @@ class TrainConfig:
     sequence_len: int = 512
     excess_length_strategy: Literal["drop", "truncate"] = "drop"
     shuffle_merged_datasets: bool = True
+    dataset_exact_deduplication: bool = False  # rows that are there already are left out, of both splits
     sample_packing: bool = False
     group_by_length: bool = False
     chat_template: str = "tokenizer_default"
     chat_template_jinja: str | None = None
+    default_system_message: str | None = None  # for conversations without a system message
+    eot_tokens: tuple[str, ...] = ()  # tokens that end a turn; none: told from the template and the base
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     # optimiser
     micro_batch_size: int = 1
@@ -164,7 +173,9 @@ class TrainConfig:
     max_steps: int | None = None
     learning_rate: float | None = None
     optimizer: str = "adamw_torch_fused"
+    optim_args: Mapping[str, Any] = field(default_factory=dict)
     lr_scheduler: str = "cosine"
+    lr_scheduler_kwargs: Mapping[str, Any] = field(default_factory=dict)
     cosine_min_lr_ratio: float | None = None
     warmup_steps: int | None = None  # None: 3 % of the steps, at most 100
     warmup_ratio: float | None = None
@@ -178,6 +189,7 @@ class TrainConfig:
     output_dir: str | None = None
     seed: int = 42
     gradient_checkpointing: bool = False
+    gradient_checkpointing_kwargs: Mapping[str, bool] = field(default_factory=dict)
     logging_steps: int = 1
     eval_strategy: str = "no"  # during training; the final evaluation is always made where there is data for it
     eval_steps: float | None = None
@@ -196,6 +208,14 @@ class TrainConfig:
     wandb_name: str | None = None
     mlflow_tracking_uri: str | None = None
     mlflow_experiment_name: str | None = None
+
+    # more than one process
+    deepspeed: str | Mapping[str, Any] | None = None  # a JSON file, or what it holds
+    fsdp: tuple[str, ...] = ()
+    fsdp_config: Mapping[str, Any] = field(default_factory=dict)  # keys without Axolotl's fsdp_ before them
+    fsdp_version: int | None = None
+    use_ray: bool = False
+    ray_num_workers: int = 1
 
     def to_yaml(self) -> str:
         """As a config that trains the same again."""

@@ -24,11 +24,6 @@ from adapterhub.trainers.data import Conversation, Row, Segments, Text, Tokens
 
 IGNORED = -100  # the label of a token that is not trained on
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
 # They differ in their first and last characters, so that nothing of them counts as common text.
 _SENTINELS = ("a7 sentinel 7a", "b8 sentinel 8b")
 
@@ -69,9 +64,18 @@ class Labeler:
     """Turns rows into token ids and labels with one tokenizer and one template."""
 
     def __init__(
-        self, tokenizer: Any, *, template: str | None, train_on_inputs: bool = False, end_ids: Sequence[int] = ()
+        self,
+        tokenizer: Any,
+        *,
+        template: str | None,
+        train_on_inputs: bool = False,
+        end_ids: Sequence[int] = (),
+        eot_tokens: Sequence[str] = (),
     ) -> None:
-        """``end_ids``: tokens that end a generation, besides the tokenizer's own."""
+        """``end_ids``: tokens that end a generation, besides the tokenizer's own; ``eot_tokens``: these alone do.
+
+        Raises ConfigError: the tokenizer gives no offsets, or the template ends a turn with none of ``eot_tokens``.
+        """
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(
                 "the base's tokenizer gives no character offsets",
@@ -81,8 +85,24 @@ class Labeler:
         self.tokenizer, self.template, self.train_on_inputs = tokenizer, template, train_on_inputs
         self._specials = frozenset(tokenizer.added_tokens_encoder)
         ends = (*end_ids, tokenizer.eos_token_id)
-        self._ends = frozenset(tokenizer.convert_ids_to_tokens([i for i in ends if i is not None]))
+        self._ends = frozenset(eot_tokens or tokenizer.convert_ids_to_tokens([i for i in ends if i is not None]))
         self._tails: dict[str, str] = {}  # role → tail of a turn of text: the same for all, so it is found once
+        if template and eot_tokens and (end := self.end_of_turn()) not in eot_tokens:
+            raise ConfigError(
+                f"eot_tokens: the chat template ends a turn with {end or 'no token'}, not with {eot_tokens[0]}",
+                why="where a turn ends is found in the template",
+                hint="take eot_tokens out, or name the token that the template writes",
+            )
+
+    def end_of_turn(self) -> str | None:
+        """The token that ends a turn of the assistant; None where the template writes none, or refuses to say."""
+        messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]
+        try:
+            tail = _common_suffix(*self._pair(messages, 1, (), "content"))
+        except _Refused:
+            return None
+        at, after = self._closing(tail)
+        return tail[at:after] or None
 
     def label(self, row: Row, *, max_length: int | None = None) -> Example:
         """Token ids and labels of one row, cut at ``max_length`` tokens.

@@ -18,15 +18,15 @@ def load_model(prepared: Prepared) -> Any:
     dtype = torch.bfloat16 if in_bfloat16(config) else torch.float16 if gpu and config.fp16 is True else torch.float32
     quantisation = None
     if config.load_in_4bit:
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=torch.bfloat16 if gpu else torch.uint8,
-        )
+        usual = {
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": dtype,
+            "bnb_4bit_quant_storage": torch.bfloat16 if gpu else torch.uint8,
+        }
+        quantisation = BitsAndBytesConfig(load_in_4bit=True, **usual | dict(config.bnb_config_kwargs))
     elif config.load_in_8bit:
-        quantisation = BitsAndBytesConfig(load_in_8bit=True)
+        quantisation = BitsAndBytesConfig(load_in_8bit=True, **config.bnb_config_kwargs)
     model = AutoModelForCausalLM.from_pretrained(
         prepared.base.path,
         dtype=dtype,
@@ -58,6 +58,7 @@ def lora_config(prepared: Prepared) -> Any:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        fan_in_fan_out=config.lora_fan_in_fan_out,
         use_rslora=config.peft_use_rslora,
         rank_pattern=dict(config.lora_rank_pattern),
         alpha_pattern=dict(config.lora_alpha_pattern),

@@ -99,7 +99,7 @@ def train(
         return
     reading = _read(config, flags, allow_unknown_keys=allow_unknown_keys)
     if check:
-        _print_check(reading, as_json=as_json)
+        _print_check(reading, config.parent if config else None, as_json=as_json)
         return
     prepared = _prepare(reading, config, flags)
     if show_labels:
@@ -163,12 +163,20 @@ def _resumed(folder: Path) -> Result:
 # ── what is printed ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _print_check(reading: Reading, *, as_json: bool) -> None:
+def _print_check(reading: Reading, beside: Path | None, *, as_json: bool) -> None:
+    from rich.markup import escape
+
+    from adapterhub.trainers.presence import absent
+
+    missing = absent(reading.config, beside)
     if as_json:
-        print_json({"keys": [_fate(f) for f in reading.fates], "resolved": reading.config.to_yaml()})
+        fates = [_fate(fate) for fate in reading.fates]
+        print_json({"keys": fates, "absent": missing, "resolved": reading.config.to_yaml()})
         return
     print_table(("key", "", "", "where"), [(f.key, f.kind, f.note, f.where) for f in reading.fates])
-    say("[dim]the base and the data are not checked: ah train --show-labels 3 looks at both[/]")
+    for what in missing:
+        say(f"[yellow]not here, so not checked:[/] {escape(what)}")
+    say("[dim]the rows and the base are not looked into: ah train --show-labels 3 does both[/]")
 
 
 def _fate(fate: Any) -> Mapping[str, str]:

@@ -11,7 +11,8 @@ import yaml
 from adapterhub.errors import ConfigError, InvalidName
 from adapterhub.trainers.data.formats import FORMATS
 from adapterhub.trainers.dialect import Machine, Reading, parse_yaml, read_config, read_yaml
-from adapterhub.trainers.dialect.keys import KEYS, LATER, NO_EFFECT, TYPES, UNSERVABLE
+from adapterhub.trainers.dialect.keys import KEYS, TYPES, UNSERVABLE, UNSUPPORTED
+from adapterhub.trainers.dialect.noted import NO_EFFECT
 
 SMALLEST = "base_model: x\ndatasets: [{path: train.jsonl}]\n"
 SEED = """\
@@ -184,9 +185,9 @@ def test_what_must_be_there_is_asked_for(missing: str) -> None:
         read(kept)
 
 
-@pytest.mark.parametrize("key", sorted(LATER))
-def test_a_key_of_a_later_version_is_refused_unless_it_is_off(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key} is not in this version"):
+@pytest.mark.parametrize("key", sorted(UNSUPPORTED))
+def test_a_key_that_is_not_supported_is_refused_unless_it_is_off(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is not supported"):
         read(SMALLEST + f"{key}: 7")
     assert fates(read(SMALLEST + f"{key}: false"))[key] == "honoured"
 
@@ -215,7 +216,7 @@ def test_every_type_of_the_dialect_has_a_reader() -> None:
 
 
 def test_no_key_stands_in_two_tables() -> None:
-    tables = [KEYS, NO_EFFECT, LATER, UNSERVABLE]
+    tables = [KEYS, NO_EFFECT, UNSUPPORTED, UNSERVABLE]
     assert sum(map(len, tables)) == len(set().union(*tables))
 
 

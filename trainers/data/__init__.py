@@ -13,7 +13,7 @@
 Nothing here knows tokenizers.
 """
 
-from adapterhub.trainers.data.rows import Conversation, Row, Segments, Text, Tokens
+from adapterhub.trainers.data.rows import Conversation, Row, Segments, Text, Tokens, with_system
 from adapterhub.trainers.data.source import DataFile, read_source
 
-__all__ = ["Conversation", "DataFile", "Row", "Segments", "Text", "Tokens", "read_source"]
+__all__ = ["Conversation", "DataFile", "Row", "Segments", "Text", "Tokens", "read_source", "with_system"]

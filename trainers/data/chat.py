@@ -64,7 +64,7 @@ def conversation(
         message = messages[i]
         if not message["content"].strip() and not message.get("tool_calls"):
             raise BadRow(f"{key}[{i - first}] is an empty {message['role']} message", "text, or tool_calls")
-    return Conversation(tuple(messages), where, tools, trained, source.train_on_eos)
+    return Conversation(tuple(messages), where, tools, trained, source.train_on_eot or source.train_on_eos)
 
 
 def _trained(messages: Sequence[dict[str, Any]], source: DataSource, key: str) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Ends = Literal["turn", "all", "last", "none"]  # of which turns the end token is trained on
@@ -57,6 +57,14 @@ class Tokens:
 
 
 Row = Conversation | Text | Segments | Tokens
+
+
+def with_system(row: Row, text: str) -> Row:
+    """A conversation without a system message gets this one; other rows have no place for it."""
+    if not isinstance(row, Conversation) or row.messages[0]["role"] in ("system", "developer"):
+        return row
+    trained = None if row.trained is None else tuple(i + 1 for i in row.trained)
+    return replace(row, messages=({"role": "system", "content": text}, *row.messages), trained=trained)
 
 
 class BadRow(ValueError):

@@ -32,7 +32,7 @@ class DataFile:
     sha256: str
     format: str  # as it is shown: "messages", "sharegpt", "prompt/completion", …
     detected: bool  # told from the first row rather than from the config
-    rows: Sequence[Row]
+    rows: PackedRows
     chat: bool = False  # some rows are conversations
     unused: tuple[str, ...] = ()  # columns that nothing is made of
     duplicates: int = 0  # rows that are there already
@@ -47,6 +47,10 @@ class PackedRows(Sequence[Row]):
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    def text(self, i: int) -> bytes:
+        """The row's JSON, by which it is known."""
+        return self._texts[i].strip()
 
     @overload
     def __getitem__(self, i: int) -> Row: ...

@@ -1,7 +1,7 @@
 """The keys: Axolotl's names, what each may hold, and which of them do nothing here.
 
 Every key stands in exactly one table. `KEYS` have a value in `TrainConfig` under the same name; the keys of the other
-tables are known but do nothing here (`NO_EFFECT`), belong to later versions (`LATER`), or make adapters that no engine
+tables are known but do nothing here (`NO_EFFECT`), are not supported (`UNSUPPORTED`), or make adapters that no engine
 serves (`UNSERVABLE`). The last two are refused unless they are off (null, false, empty).
 """
 
@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapterhub.peftdir import VLLM_MAX_RANK
+from adapterhub.trainers.dialect.noted import NO_EFFECT
+from adapterhub.trainers.dialect.sharding import deepspeed, fsdp, fsdp_options
 from adapterhub.trainers.dialect.values import (
     Reader,
     alphas,
+    checkpointing,
     choice,
     flag,
     initial,
@@ -21,12 +24,15 @@ from adapterhub.trainers.dialect.values import (
     names,
     number,
     numbers,
+    optimiser_options,
     options,
     paths,
     precision,
+    quantisation,
     ranks,
     roles,
     strategy,
+    template,
     text,
     texts,
     trackers,
@@ -52,6 +58,7 @@ KEYS: Mapping[str, Reader] = {
     "base_model": text,
     "model_type": text,
     "tokenizer_type": text,
+    "tokenizer_config": text,
     "revision_of_model": text,
     "model_revision": text,
     "trust_remote_code": flag,
@@ -62,6 +69,7 @@ KEYS: Mapping[str, Reader] = {
     "flex_attention": flag,
     "load_in_4bit": flag,
     "load_in_8bit": flag,
+    "bnb_config_kwargs": quantisation,
     # LoRA
     "adapter": choice("lora", "qlora"),
     "lora_r": whole(1, VLLM_MAX_RANK),
@@ -69,6 +77,7 @@ KEYS: Mapping[str, Reader] = {
     "lora_dropout": number(0, 0.99),
     "lora_target_linear": flag,
     "lora_target_modules": texts,
+    "lora_fan_in_fan_out": flag,
     "peft_use_rslora": flag,
     "peft_use_dora": flag,
     "peft_init_lora_weights": initial,
@@ -96,12 +105,16 @@ KEYS: Mapping[str, Reader] = {
     "sequence_len": whole(8),
     "excess_length_strategy": choice("drop", "truncate"),
     "shuffle_merged_datasets": flag,
+    "dataset_exact_deduplication": flag,
     "sample_packing": flag,
     "group_by_length": flag,
-    "chat_template": text,
+    "chat_template": template,
     "chat_template_jinja": text,
     "special_tokens": names,
+    "eot_tokens": paths,
+    "default_system_message": text,
     # optimiser
+    "batch_size": whole(1),
     "micro_batch_size": whole(1),
     "eval_batch_size": whole(1),
     "gradient_accumulation_steps": whole(1),
@@ -109,7 +122,9 @@ KEYS: Mapping[str, Reader] = {
     "max_steps": whole(1),
     "learning_rate": number(above=True, high=1.0),
     "optimizer": choice(*ADAM, *BITS_ADAM, "adafactor", "sgd"),
+    "optim_args": optimiser_options,
     "lr_scheduler": choice(*SCHEDULERS),
+    "lr_scheduler_kwargs": options,
     "cosine_min_lr_ratio": number(0, 1),
     "warmup_steps": whole(),
     "warmup_ratio": number(0, 1),
@@ -125,7 +140,8 @@ KEYS: Mapping[str, Reader] = {
     "bf16": precision,
     "fp16": precision,
     "tf32": flag,
-    "gradient_checkpointing": choice(True, False, "offload"),
+    "gradient_checkpointing": choice(True, False, "offload", "offload_disk"),
+    "gradient_checkpointing_kwargs": checkpointing,
     "logging_steps": whole(1),
     "eval_strategy": strategy,
     "eval_steps": number(above=True),
@@ -150,6 +166,13 @@ KEYS: Mapping[str, Reader] = {
     "wandb_name": text,
     "mlflow_tracking_uri": text,
     "mlflow_experiment_name": text,
+    # more than one process
+    "deepspeed": deepspeed,
+    "fsdp": fsdp,
+    "fsdp_config": fsdp_options,
+    "fsdp_version": choice(1, 2),
+    "use_ray": flag,
+    "ray_num_workers": whole(1),
 }
 
 TYPES = (
@@ -186,6 +209,9 @@ SOURCE_KEYS: Mapping[str, Reader] = {
     "revision": text,
     "roles_to_train": roles,
     "train_on_eos": choice("turn", "all", "last", "none"),
+    "train_on_eot": choice("turn", "all", "last", "none"),
+    "chat_template": template,
+    "chat_template_jinja": text,
     "message_field_training": text,
     "drop_system_message": flag,
 }
@@ -224,61 +250,53 @@ BLOCK_KEYS: Mapping[str, Reader] = {
     "allow_unservable": flag,
 }
 
-_TRACKERS = "a detail of the tracker's; set it in the tracker's own environment variables"
-_KERNELS = "a kernel choice of Axolotl's"
-NO_EFFECT: Mapping[str, str] = {
-    "dataset_prepared_path": "rows are tokenised in seconds and kept in memory",
-    "dataset_processes": "rows are tokenised in one process",
-    "dataloader_num_workers": "batches are made in the training process",
-    "pad_to_sequence_len": "rows are padded to the longest of their batch, which changes no loss",
-    "eval_sample_packing": "evaluation rows are never packed",
-    "strict": "keys are always checked",
-    "remove_unused_columns": "only token ids and labels reach the trainer",
-    "gradient_checkpointing_kwargs": "checkpointing is the non-reentrant kind",
-    "resume_from_checkpoint": "go on with: ah train --resume RUN",
-    "auto_resume_from_checkpoints": "go on with: ah train --resume RUN",
-    "hub_model_id": "an adapter is published with: ah publish RUN",
-    "hub_strategy": "an adapter is published with: ah publish RUN",
-    "push_to_hub": "an adapter is published with: ah publish RUN",
-    "debug": "see ah train --show-labels",
-    "plugins": "Axolotl's own plug-ins",
-    "xformers_attention": _KERNELS,
-}
-NO_EFFECT_PREFIXES: Mapping[str, str] = {
-    "wandb_": _TRACKERS,
-    "mlflow_": _TRACKERS,
-    "trackio_": _TRACKERS,
-    "comet_": "Comet is not among the trackers; the curves are in report.html and metrics.jsonl",
-    "use_comet": "Comet is not among the trackers; the curves are in report.html and metrics.jsonl",
-    "liger_": _KERNELS,
-    "cut_cross_entropy": _KERNELS,
-    "lora_mlp_kernel": _KERNELS,
-    "lora_qkv_kernel": _KERNELS,
-    "lora_o_kernel": _KERNELS,
-    "unsloth_": _KERNELS,
-}
-
-LATER: Mapping[str, str] = {
+# Refused unless they are off: what they are for, or what to write instead.
+UNSUPPORTED: Mapping[str, str] = {
     "lora_target_parameters": "adapters on expert weights",
-    "lora_fan_in_fan_out": "transposed layers",
     "peft": "other initial values",
-    "loraplus_lr_embedding": "LoRA+ on embeddings, which are not adapted here",
-    "bnb_config_kwargs": "other quantisations than nf4, double",
-    "model_config": "overrides of the base's config",
-    "tokenizer_config": "a tokenizer from elsewhere",
-    "eot_tokens": "naming the end of a turn; it is found from the template",
-    "default_system_message": "a system message for rows without one; write it into the rows",
-    "dataset_exact_deduplication": "dropping rows that are there twice",
-    "batch_size": "a global batch size; set micro_batch_size and gradient_accumulation_steps",
-    "optim_args": "more optimiser options",
-    "deepspeed": "more than one process",
-    "fsdp": "more than one process",
-    "fsdp_config": "more than one process",
-    "fsdp_version": "more than one process",
-    "context_parallel_size": "more than one process",
-    "tensor_parallel_size": "more than one process",
-    "use_ray": "more than one process",
-    "ray_num_workers": "more than one process",
+    "model_config": "the base is served by its own config.json: change it there, and name that folder as base_model",
+    "overrides_of_model_kwargs": "the base is loaded as it is served",
+    "added_tokens_overrides": "the tokenizer is the base's own; change it there, and name that folder as base_model",
+    "resume_from_checkpoint": "a run goes on with: ah train --resume RUN",
+    "context_parallel_size": "one sequence over several devices",
+    "tensor_parallel_size": "one layer over several devices",
+    "dp_shard_size": "a mesh of devices; see fsdp and deepspeed",
+    "dp_replicate_size": "a mesh of devices; see fsdp and deepspeed",
+    "sequence_parallel_degree": "one sequence over several devices",
+    "chat_template_kwargs": "a template with switches; write chat_template: jinja with the switch set",
+    "chat_template_args": "a template with switches; write chat_template: jinja with the switch set",
+    "pretraining_dataset": "pretraining; datasets with type: completion train on running text",
+    "streaming": "data that is not checked whole before the first step",
+    "min_sample_len": "dropping short rows; leave them out of the data",
+    "dataset_shard_num": "a part of the data; take split: train[:10%]",
+    "dataset_shard_idx": "a part of the data; take split: train[:10%]",
+    "curriculum_sampling": "rows in their order; shuffle_merged_datasets is about the order of the data",
+    "eval_sequence_len": "another length for evaluation; sequence_len is for both",
+    "s2_attention": "shifted sparse attention, which is not how it is served",
+    "unfrozen_parameters": "training weights of the base",
+    "lisa_n_layers": "training weights of the base",
+    "relora": "ReLoRA, which merges while it trains",
+    "relora_steps": "ReLoRA, which merges while it trains",
+    "optim_target_modules": "GaLore, which trains the base itself",
+    "embedding_lr": "another rate for embeddings, which are not adapted here",
+    "embedding_lr_scale": "another rate for embeddings, which are not adapted here",
+    "lr_groups": "rates by module; loraplus_lr_ratio is for B",
+    "cosine_constant_lr_ratio": "a cosine that ends flat; cosine_min_lr_ratio keeps a rest of the rate",
+    "lr_quadratic_warmup": "a quadratic warm-up; warmup_steps is linear",
+    "lr_div_factor": "one-cycle schedules",
+    "adam_beta3": "CAME; the optimizers are listed in docs/training.md",
+    "adam_epsilon2": "CAME; the optimizers are listed in docs/training.md",
+    "reward_model": "reward models",
+    "process_reward_model": "reward models",
+    "num_labels": "reward models",
+    "trl": "learning from generated answers (GRPO); rl: dpo, ipo, kto, orpo and simpo learn from given ones",
+    "vllm": "learning from generated answers (GRPO)",
+    "qat": "training for a quantised base; QLoRA is adapter: qlora",
+    "quantization": "quantising after training: ah export",
+    "gptq": "a GPTQ base; adapter: qlora quantises any base",
+    "llama4_linearized_experts": "adapters on expert weights",
+    "quantize_moe_experts": "quantised expert weights",
+    "tokenizer_use_mistral_common": "Mistral's own tokenizer library; the base's tokenizer.json is used",
 }
 
 UNSERVABLE: Mapping[str, str] = {
@@ -288,13 +306,21 @@ UNSERVABLE: Mapping[str, str] = {
     "lora_bias": "the serving engine takes no biases",
 }
 
-SOURCE_LATER = {
-    "chat_template": "a template for one data set; name it for the whole config",
-    "chat_template_jinja": "a template for one data set; name it for the whole config",
-    "train_on_eot": "one end of a turn is found from the template; train_on_eos speaks of it",
+SOURCE_UNSUPPORTED: Mapping[str, str] = {
+    "shards": "a part of the data; take split: train[:10%]",
+    "shards_idx": "a part of the data; take split: train[:10%]",
+    "preprocess_shards": "a part of the data; take split: train[:10%]",
+    "conversation": "templates by FastChat's names; set chat_template",
+    "split_thinking": "thoughts apart from answers; write them as <think>…</think>, or map reasoning_content",
+    "field_thinking": "thoughts apart from answers; map reasoning_content in message_property_mappings",
+    "template_thinking_key": "thoughts apart from answers; map reasoning_content in message_property_mappings",
+    "message_field_training_detail": "training on parts of a message; type: input_output takes a row in pieces",
+    "skip": "leaving rows out; take a split",
+    "input_format": "the input's place; write type: {format: …}",
+    "input_transform": "Axolotl's own code",
 }
 
 
 def known_keys() -> tuple[str, ...]:
     """Every key of the top level that is known, for did-you-mean."""
-    return (*KEYS, "datasets", "test_datasets", "adapterhub", *NO_EFFECT, *LATER, *UNSERVABLE)
+    return (*KEYS, "datasets", "test_datasets", "adapterhub", *NO_EFFECT, *UNSUPPORTED, *UNSERVABLE)

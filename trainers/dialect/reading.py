@@ -25,12 +25,14 @@ from adapterhub.trainers.config import (
 )
 from adapterhub.trainers.dialect import keys
 from adapterhub.trainers.dialect.fate import KeyFate, Machine, shown
+from adapterhub.trainers.dialect.noted import ALSO_CALLED, NO_EFFECT, NO_EFFECT_PREFIXES
 from adapterhub.trainers.dialect.rules import (
     NOT_ADAPTED,
     RULES,
     attention,
     contradictions,
     keeps_best,
+    source_fate,
     templates_of,
 )
 from adapterhub.trainers.dialect.values import TRACKERS, Reader
@@ -127,15 +129,15 @@ class _Reader:
 
     def _other_key(self, path: tuple[str | int, ...], value: Any, table: Mapping[str, Any]) -> None:
         key, top = str(path[-1]), len(path) == 1
-        later = keys.LATER if top else keys.SOURCE_LATER if path[0] != "adapterhub" else {}
+        refused = keys.UNSUPPORTED if top else keys.SOURCE_UNSUPPORTED if path[0] != "adapterhub" else {}
         off = value is False or value in ("", [], {}, 0)
-        if key in later or (top and key in keys.UNSERVABLE):
+        if key in refused or (top and key in keys.UNSERVABLE):
             if off:
                 self.fates.append(KeyFate(key, "honoured", "off", self._where(path)))
-            elif key in later:
+            elif key in refused:
                 raise ConfigError(
-                    f"{self._where(path)}: {key} is not in this version",
-                    why=later[key],
+                    f"{self._where(path)}: {key} is not supported",
+                    why=refused[key],
                     hint=f"take {key} out, or set it to null",
                 )
             else:
@@ -152,8 +154,10 @@ class _Reader:
 
     def _unknown(self, path: tuple[str | int, ...], table: Mapping[str, Any]) -> str:
         key = str(path[-1])
-        known = keys.known_keys() if len(path) == 1 else (*table, *keys.SOURCE_LATER)
+        known = keys.known_keys() if len(path) == 1 else (*table, *keys.SOURCE_UNSUPPORTED)
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        if len(path) == 1 and key in ALSO_CALLED:
+            close = [ALSO_CALLED[key]]
         if self.allow_unknown:
             return "unknown key" + (f"; did you mean {close[0]}?" if close else "")
         raise ConfigError(
@@ -206,7 +210,8 @@ class _Reader:
             )
         dotted = f"{path[0]}[{path[1]}]"
         for key, value in read.items():
-            self.fates.append(self._source_fate(f"{dotted}.{key}", key, value, self._where((*path, key))))
+            kind, note = source_fate(key, value, read)
+            self.fates.append(KeyFate(f"{dotted}.{key}", kind, note, self._where((*path, key))))
         names = {f.name for f in fields(DataSource)}
         chosen = {k: v for k, v in read.items() if k in names}
         return DataSource(**chosen | {"roles": _inverted(read.get("roles", {}), self._where((*path, "roles")))})
@@ -244,15 +249,6 @@ class _Reader:
             )
         return UserPreference(**read)
 
-    def _source_fate(self, dotted: str, key: str, value: Any, where: str) -> KeyFate:
-        if key == "type" and value == "sharegpt":
-            return KeyFate(dotted, "honoured", "dropped by Axolotl; taken as conversations of from and value", where)
-        if key == "train_on_eos" and value == "none":
-            return KeyFate(dotted, "honoured", "none: what is trained so does not learn to stop", where)
-        return KeyFate(
-            dotted, "honoured", "your format" if isinstance(value, UserFormat | UserPreference) else shown(value), where
-        )
-
     def _where(self, path: tuple[str | int, ...]) -> str:
         name = ".".join(str(part) for part in path)
         flag = self.flags.get(name) or self.flags.get(str(path[0]))
@@ -269,12 +265,6 @@ class _Reader:
         for first, second, wrong, why in contradictions(read, sources):
             if wrong:
                 raise ConfigError(f"{self._where((first,))}: {first} contradicts {second}", why=why)
-        if read.get("chat_template", "tokenizer_default") not in ("tokenizer_default", "jinja", "chatml"):
-            raise ConfigError(
-                f"{self._where(('chat_template',))}: the template {read['chat_template']!a} is not in this version",
-                why="expects tokenizer_default, chatml, or jinja with chat_template_jinja",
-                hint="take chat_template out to use the tokenizer's own",
-            )
         targets = read.get("lora_target_modules", ())
         outside = [t for t in ([targets] if isinstance(targets, str) else targets) if t in NOT_ADAPTED]
         if outside:
@@ -299,13 +289,15 @@ class _Reader:
         if read.get("lora_target_linear") or "lora_target_modules" not in read:
             changes["lora_target_modules"] = "all-linear"
         changes["eval_batch_size"] = read.get("eval_batch_size", config.micro_batch_size)
-        if config.rl and "chat_template" not in read:
-            changes["chat_template"] = next(iter(templates_of(config.datasets)), config.chat_template)
         if config.rl:
             changes["train_on_inputs"] = False
         changes["model_revision"] = read.get("model_revision") or read.get("revision_of_model")
         changes["load_in_4bit"] = read.get("adapter") == "qlora"
         changes["gradient_checkpointing"] = bool(config.gradient_checkpointing)
+        if "batch_size" in read:
+            changes["gradient_accumulation_steps"] = max(1, read["batch_size"] // config.micro_batch_size)
+        for template, jinja in templates_of(config.datasets + config.test_datasets):
+            changes |= {"chat_template": template, "chat_template_jinja": jinja}
         changes["attn_implementation"] = attention(read, self.machine)
         if not self.machine.gpu:
             changes |= {"bf16": False, "fp16": False, "tf32": False}
@@ -326,8 +318,8 @@ class _Reader:
 
 
 def _no_effect(key: str) -> str | None:
-    prefix = next((why for start, why in keys.NO_EFFECT_PREFIXES.items() if key.startswith(start)), None)
-    return keys.NO_EFFECT.get(key, prefix)
+    prefix = next((why for start, why in NO_EFFECT_PREFIXES.items() if key.startswith(start)), None)
+    return NO_EFFECT.get(key, prefix)
 
 
 def _inverted(roles: Mapping[str, Any], where: str) -> dict[str, str]:

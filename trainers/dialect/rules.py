@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from adapterhub.peftdir import VLLM_MAX_RANK
+from adapterhub.trainers import templates
+from adapterhub.trainers.config import DataSource, UserFormat, UserPreference
 from adapterhub.trainers.dialect.fate import Kind, Machine, shown
 from adapterhub.trainers.dialect.keys import BITS_ADAM
 
@@ -169,10 +171,83 @@ def changes_the_base(initial: Any) -> bool:
     return isinstance(initial, str) and initial.startswith(CHANGES_THE_BASE)
 
 
-def templates_of(sources: Any) -> tuple[str, ...]:
-    """The templates that Axolotl's preference types name: ``llama3.ultra`` is a row in the template of Llama 3."""
-    kinds = [source.type.split(".")[0] for source in sources if isinstance(source.type, str)]
-    return tuple(dict.fromkeys(kind for kind in kinds if kind in ("llama3", "chatml")))
+def _template_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    name = str(value).removeprefix(templates.FALLBACK)
+    if name in templates.OWN:
+        return "approximated", "the base's own tokenizer has it: models of that family carry their template"
+    if name in templates.NAMED:
+        return "honoured", f"{value}; it travels with the adapter, and serving renders with it"
+    return "honoured", shown(value)
+
+
+def _checkpointing_options_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if not read.get("gradient_checkpointing"):
+        return "without effect", "gradient_checkpointing is off"
+    return "honoured", shown(value)
+
+
+def _bits_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if not (read.get("load_in_8bit") or read.get("adapter") == "qlora"):
+        return "without effect", "the base is not quantised"
+    return "honoured", shown(value)
+
+
+def _batch_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    micro = read.get("micro_batch_size", 1)
+    return "honoured", f"{value}: gradient_accumulation_steps is {max(1, value // micro)}"
+
+
+def _sharding_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if value is False:
+        return "honoured", "off"
+    return "without effect", "this training is one process on one device"
+
+
+def _evaluated_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if value not in (False, "no") and not (read.get("val_set_size") or read.get("test_datasets")):
+        return "without effect", "there is nothing to evaluate on: set val_set_size or test_datasets"
+    return "honoured", shown(value)
+
+
+def _best_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    return ("honoured", shown(value)) if keeps_best(read) else ("without effect", "load_best_model_at_end is not set")
+
+
+def _mlflow_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    on = read.get("use_mlflow") or "mlflow" in read.get("report_to", ())
+    return ("honoured", shown(value)) if on else ("without effect", "use_mlflow is not set")
+
+
+def _wandb_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    asked = read.get("use_wandb") or "wandb" in read.get("report_to", ()) or "wandb_project" in read
+    on = asked and read.get("use_wandb") is not False
+    return ("honoured", shown(value)) if on else ("without effect", "neither use_wandb nor wandb_project is set")
+
+
+def source_fate(key: str, value: Any, read: Mapping[str, Any]) -> tuple[Kind, str]:
+    """What becomes of a key of one data set."""
+    if key == "type" and value == "sharegpt":
+        return "honoured", "dropped by Axolotl; taken as conversations of from and value"
+    if key in ("train_on_eos", "train_on_eot") and value == "none":
+        return "honoured", "none: what is trained so does not learn to stop"
+    if key == "train_on_eos" and "train_on_eot" in read:
+        return "without effect", "train_on_eot is set, and a turn has one end"
+    return "honoured", "your format" if isinstance(value, UserFormat | UserPreference) else shown(value)
+
+
+def templates_of(sources: Iterable[DataSource]) -> list[tuple[str, str | None]]:
+    """The templates that data sets name for themselves, each once, with the text of ``jinja``.
+
+    Axolotl's preference types name one too: ``llama3.ultra`` is a row in the template of Llama 3.
+    """
+    found = []
+    for source in sources:
+        family = source.type.split(".")[0] if isinstance(source.type, str) else ""
+        if source.chat_template or source.chat_template_jinja:
+            found.append((source.chat_template or templates.JINJA, source.chat_template_jinja))
+        elif family in ("llama3", "chatml"):
+            found.append((family, None))
+    return list(dict.fromkeys(found))
 
 
 def keeps_best(read: Mapping[str, Any]) -> bool:
@@ -202,6 +277,15 @@ RULES: Mapping[str, Rule] = {
     "peft_init_lora_weights": _initial_fate,
     "train_on_inputs": _inputs_fate,
     "group_by_length": _order_fate,
+    "chat_template": _template_fate,
+    **dict.fromkeys(("eval_strategy", "eval_steps", "evals_per_epoch", "eval_batch_size"), _evaluated_fate),
+    "metric_for_best_model": _best_fate,
+    **dict.fromkeys(("mlflow_tracking_uri", "mlflow_experiment_name"), _mlflow_fate),
+    **dict.fromkeys(("wandb_entity", "wandb_name"), _wandb_fate),
+    "gradient_checkpointing_kwargs": _checkpointing_options_fate,
+    "bnb_config_kwargs": _bits_fate,
+    "batch_size": _batch_fate,
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "fsdp_version", "use_ray", "ray_num_workers"), _sharding_fate),
 }
 
 
@@ -213,9 +297,25 @@ def contradictions(read: Mapping[str, Any], sources: Mapping[str, Any]) -> list[
     template = read.get("chat_template", "tokenizer_default")
     method, losses = read.get("rl"), read.get("dpo_loss_type", ())
     changed = changes_the_base(read.get("peft_init_lora_weights")) and "lora_model_dir" not in read
-    families = templates_of((*sources["datasets"], *sources["test_datasets"]))
     regex = isinstance(read.get("lora_target_modules"), str) and not read.get("lora_target_linear")
+    micro, whole = read.get("micro_batch_size", 1), read.get("batch_size", 0)
+    own = templates_of(sources["datasets"] + sources["test_datasets"])
+    top = (template, read.get("chat_template_jinja"))
     return [
+        ("chat_template", "datasets", len(own) > 1 or bool(own and "chat_template" in read and own != [top]),
+         "an adapter is served with one template, and the data sets name " + " and ".join(name for name, _ in own)),
+        ("batch_size", "micro_batch_size", bool(whole % micro), f"{whole} rows are no multiple of {micro}"),
+        ("batch_size", "gradient_accumulation_steps", "batch_size" in read and whole != micro
+         * read.get("gradient_accumulation_steps", whole // micro), "it is micro_batch_size times as many"),
+        ("optim_args", "optimizer", bool(read.get("optim_args")) and read.get("optimizer") != "sgd",
+         "only sgd has options; Adam's are adam_beta1, adam_beta2 and adam_epsilon"),
+        ("lora_target_linear", "lora_target_modules", read.get("lora_target_linear") is False
+         and "lora_target_modules" not in read, "it says which layers are adapted: name some"),
+        ("deepspeed", "fsdp", bool(read.get("deepspeed") and read.get("fsdp")), "one of the two"),
+        ("fsdp", "load_in_8bit", bool(read.get("fsdp") and read.get("load_in_8bit")),
+         "an 8-bit base cannot be shared out; take adapter: qlora"),
+        ("cosine_min_lr_ratio", "lr_scheduler", "cosine_min_lr_ratio" in read
+         and read.get("lr_scheduler", "cosine") != "cosine", "it is for lr_scheduler: cosine"),
         ("adapter", "load_in_4bit", qlora and read.get("load_in_4bit") is False, "QLoRA trains on a 4-bit base"),
         ("load_in_4bit", "adapter", four and not qlora, "a 4-bit base is trained with adapter: qlora"),
         ("peft_layers_to_transform", "lora_target_modules", "peft_layers_to_transform" in read and regex,
@@ -236,8 +336,6 @@ def contradictions(read: Mapping[str, Any], sources: Mapping[str, Any]) -> list[
          and len(read["dpo_loss_weights"]) != max(1, len(losses)), "one weight for each loss"),
         ("dpo_loss_type", "dpo_label_smoothing", "exo_pair" in losses and not read.get("dpo_label_smoothing"),
          "exo_pair needs dpo_label_smoothing above 0; its authors take 0.001"),
-        ("chat_template", "datasets", bool(families) and (len(families) > 1 or template not in
-         ("tokenizer_default", families[0])), f"the type of a data set names the template {' and '.join(families)}"),
         ("peft_init_lora_weights", "adapter", changed and (qlora or bool(read.get("load_in_8bit"))),
          "it is taken out of the base's weights, and a quantised base is not the one that is served"),
         ("peft_init_lora_weights", "rl", changed and method is not None,
