@@ -23,7 +23,7 @@ from adapterhub.registry.signing import Signers
 from adapterhub.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from adapterhub.export import ExportResult, Plan
+    from adapterhub.export import Certificate, ExportResult, Plan
     from adapterhub.export.speed import Speed
 
 _SPEED = "export-speed.json"  # in the user's home folder of AdapterHub
@@ -49,6 +49,18 @@ def export(
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", metavar="NAME", help="float32, float16 or bfloat16; default: as the base."),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            metavar="SCHEME",
+            help="For vLLM (compressed-tensors): w8a8 (int8), w8a16, w4a16 (weights alone) or fp8.",
+        ),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option("--group-size", metavar="N", help="Columns under one scale of w4a16: 128, 64 or 32; default 128."),
     ] = None,
     base_precision: Annotated[
         str | None,
@@ -105,6 +117,8 @@ def export(
         )
     of_folders = {
         "--dtype": dtype,
+        "--quantize": quantize,
+        "--group-size": group_size,
         "--max-shard-size": max_shard_size,
         "--link": link,
         "--plan": plan_only,
@@ -138,6 +152,8 @@ def export(
             model,
             to.expanduser().absolute(),
             dtype=dtype,
+            quantize=quantize,
+            group_size=group_size,
             base_precision=base_precision,
             max_shard_size=largest,
             recorded=source.recorded,
@@ -151,6 +167,8 @@ def export(
             model,
             to,
             dtype=dtype,
+            quantize=quantize,
+            group_size=group_size,
             base_precision=base_precision,
             max_shard_size=largest,
             link=link,
@@ -160,7 +178,7 @@ def export(
             certificate=certificate,
             progress=progress,
         )
-    if not resume and not link:
+    if not resume and not link and not quantize:  # what quantising takes says nothing of other exports
         remember(
             settings.home / _SPEED,
             size=result.bytes_written,
@@ -245,8 +263,10 @@ def _print_plan(plan: Plan, data: dict[str, Any]) -> None:
     tensors = data["tensors"]
     typer.echo(f"model    {data['to']}")
     precision = ", dequantised" if data["base_precision"] == "dequantized" else ""
-    typer.echo(f"base     {data['base']}{precision}, written {data['dtype']} in {data['files']} files")
-    typer.echo(f"tensors  {tensors['merged']} merged, {tensors['cast']} cast, {tensors['kept']} kept")
+    how = f", linear layers {plan.scheme.told}" if plan.scheme else ""
+    typer.echo(f"base     {data['base']}{precision}, written {data['dtype']}{how} in {data['files']} files")
+    quantised = f", {tensors['quantised']} quantised" if plan.scheme else ""
+    typer.echo(f"tensors  {tensors['merged']} merged{quantised}, {tensors['cast']} cast, {tensors['kept']} kept")
     typer.echo(f"read     {_size(data['bytes_read'])}")
     typer.echo(f"write    {_size(data['bytes_written'])}, of which merged {_size(data['bytes_merged'])}")
     typer.echo(f"memory   up to {_size(data['memory'])} above Python and torch")
@@ -266,10 +286,20 @@ def _print_result(result: ExportResult) -> None:
     if result.certificate:
         checked = result.certificate
         typer.echo(
-            f"checked in {result.certificate_seconds:.1f} s: {len(checked.merged)} of {checked.planned} planned tensors"
+            f"checked in {result.certificate_seconds:.1f} s: {checked.applied} of {checked.planned} planned tensors"
             f" merged, {checked.kept} kept byte for byte, {checked.sampled} weights within rounding of the float64 sum",
             err=True,
         )
+        if checked.quantised:
+            typer.echo(_quantised_told(checked), err=True)
+
+
+def _quantised_told(checked: Certificate) -> str:
+    farthest = max(checked.quantised, key=lambda check: check.error)
+    return (
+        f"quantised {len(checked.quantised)} tensors, every code the nearest: {checked.error:.2%} from the weights that"
+        f" they stand for (relative Frobenius norm), at most {farthest.error:.2%} ({farthest.tensor})"
+    )
 
 
 def _size(count: int) -> str:

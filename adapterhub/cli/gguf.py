@@ -20,7 +20,7 @@ def check_gguf_flags(form: str, kind: str | None, of_folders: Mapping[str, objec
         return
     given = [flag for flag, value in of_folders.items() if value]
     if given:
-        hint = "--gguf-type f32, f16, bf16 or q8_0" if "--dtype" in given else f"leave {given[0]} out"
+        hint = "--gguf-type f32, f16, bf16 or q8_0" if {"--dtype", "--quantize"} & {*given} else f"leave {given[0]} out"
         raise UsageError(f"{given[0]} is not for --format {form}", why="a GGUF file is written in one go", hint=hint)
 
 

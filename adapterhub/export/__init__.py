@@ -21,7 +21,8 @@ Paths in, path out: nothing here knows where versions live.
 
 from __future__ import annotations
 
-from adapterhub.export.certificate import Certificate, verify
+from adapterhub.export.certificate import verify
+from adapterhub.export.evidence import Certificate
 from adapterhub.export.model import ExportResult, export_model
 from adapterhub.export.plan import Plan, plan_export
 from adapterhub.export.speed import last_speed, remember, seconds

@@ -1,4 +1,4 @@
-"""The sum itself: float32 W + scale · B·A, rounded once. The only file of the export that knows torch.
+"""The sum itself: float32 W + scale · B·A, rounded once.
 
 Every block is widened to float32, whatever dtype the base and the factors have, added to, and rounded once (to nearest,
 ties to even). A product that is rounded to bfloat16 before it is added puts 5 % of the weights one step off. DoRA's
@@ -82,7 +82,7 @@ def _sum(rows: Rows, delta: Product | None) -> Any:
     import torch
 
     raw, dtype = read_rows(rows, lambda size: memoryview(_room("raw", size).numpy()))
-    old = torch.frombuffer(raw, dtype=_dtype(dtype), count=rows.elements)
+    old = torch.frombuffer(raw, dtype=torch_dtype(dtype), count=rows.elements)
     block = _room("wide", 4 * rows.elements).view(torch.float32).copy_(old).view(-1, rows.columns)
     if delta is not None:
         block.addmm_(delta.left[rows.first : rows.last], delta.right, alpha=delta.scale)
@@ -105,7 +105,7 @@ def rewrite(rows: Rows, delta: Product | None) -> memoryview:
     wide = block.view(-1)
     new = wide
     if rows.operation.dtype != "F32":
-        new = _room("narrow", 2 * rows.elements).view(_dtype(rows.operation.dtype)).copy_(wide)
+        new = _room("narrow", 2 * rows.elements).view(torch_dtype(rows.operation.dtype)).copy_(wide)
     if new.dtype == torch.float16 and bool(new.isinf().any()) and not bool(block.isinf().any()):
         raise Unsupported(
             f"{rows.operation.source.name} does not fit float16",
@@ -154,10 +154,11 @@ def read_float32(tensor: Tensor, file: Path) -> Any:
     import torch
 
     raw = read_at(file, tensor.start, tensor.end - tensor.start)
-    return torch.frombuffer(raw, dtype=_dtype(tensor.dtype)).view(tensor.shape).to(torch.float32)
+    return torch.frombuffer(raw, dtype=torch_dtype(tensor.dtype)).view(tensor.shape).to(torch.float32)
 
 
-def _dtype(name: str) -> Any:
+def torch_dtype(name: str) -> Any:
+    """torch's, of safetensors' name."""
     import torch
 
     return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]

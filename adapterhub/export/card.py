@@ -19,13 +19,15 @@ def model_card(plan: Plan, record: Record | None, *, weights_sha256: str) -> str
         "merged tensors": str(len(plan.merged)),
         "base weights": "dequantised" if plan.base_precision == "dequantized" else "",
         "dtype": plan.dtype or "as the base",
+        "quantised": f"{plan.scheme.told} (compressed-tensors), linear layers" if plan.scheme else "",
     }
+    quantised = ", then quantised" if plan.scheme else ""
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
     return f"""{_front_matter(plan)}
 # {name}, merged
 
-{plan.base.name} with the LoRA adapter {name} merged into its weights: `W + s·B·A` in float32, rounded once. It needs
-neither AdapterHub nor PEFT. `export.json`, where it is there, tells what was checked.
+{plan.base.name} with the LoRA adapter {name} merged into its weights: `W + s·B·A` in float32, rounded once{quantised}.
+It needs neither AdapterHub nor PEFT. `export.json`, where it is there, tells what was checked.
 
 | | |
 |---|---|

@@ -10,6 +10,7 @@ The check shares no arithmetic with the merge: it reads the base, the adapter an
   s²·tr((BᵀB)(AAᵀ)); allowed is what the rounding of W' may add
 * with DoRA the sampled rows have the magnitudes' lengths, and ‖W'‖ over all elements is ‖m‖
 * what is only cast, or the adapter's in place of the base's, is the value there, rounded once
+* of every tensor that is quantised, merged or not, all codes are the nearest to the float64 sum (`dequantise`)
 """
 
 from __future__ import annotations
@@ -29,76 +30,24 @@ import numpy.typing as npt
 
 from adapterhub import peftdir
 from adapterhub.errors import IntegrityError, NotFound
+from adapterhub.export import dequantise
+from adapterhub.export.dequantise import Fit
+from adapterhub.export.evidence import Certificate, QuantisedCheck, TensorCheck
 from adapterhub.export.files import read_at
+from adapterhub.export.floats import DIGITS, TINIEST, distance, step, widen
 from adapterhub.export.layout import BLOCK, WIDTH, Copy, Delta, FilePlan, Operation, Rows, blocks
 from adapterhub.export.parallel import in_order
 from adapterhub.export.plan import Plan
 from adapterhub.export.unpack import read_rows
-from adapterhub.manifest import to_plain
 
 FILE = "export.json"
 FORMAT = 1
 
 _ROWS = 8  # sampled of every merged tensor
-_DIGITS = {"F32": 24, "F16": 11, "BF16": 8}  # bits of the significand
-_TINIEST = {"F32": 2.0**-149, "F16": 2.0**-24, "BF16": 2.0**-133}  # the smallest step
 _UNIT = 2.0**-24  # rounding of one float32 operation
+_CACHED = 2**15  # elements of float64 whose many intermediate values the caches hold
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class TensorCheck:
-    """What was found of one merged tensor."""
-
-    tensor: str
-    rank: int
-    scale: float
-    norm_planned: float  # ‖s·B·A‖, Frobenius, from the factors; with DoRA ‖m‖
-    norm_found: float  # ‖W' − W‖; with DoRA ‖W'‖
-    sampled: int  # elements compared with float64
-    not_nearest: int  # of these, how many are not the float64 sum rounded once
-    worst: float  # largest distance to that sum, as a share of what is allowed: 1 would be the limit
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """All checks passed; otherwise there is none."""
-
-    merged: tuple[TensorCheck, ...]
-    planned: int  # tensors to be merged
-    cast: int  # tensors whose dtype changed and nothing else
-    kept: int  # tensors with the base's bytes
-    kept_bytes: int  # bytes compared with their source's
-    saved: int = 0  # tensors that are the adapter's in place of the base's
-
-    @property
-    def sampled(self) -> int:
-        return sum(check.sampled for check in self.merged)
-
-    @property
-    def not_nearest(self) -> int:
-        return sum(check.not_nearest for check in self.merged)
-
-    @property
-    def worst(self) -> float:
-        return max((check.worst for check in self.merged), default=0.0)
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "merged": {"planned": self.planned, "applied": len(self.merged)},
-            "cast": self.cast,
-            "saved": self.saved,
-            "kept": {"tensors": self.kept, "bytes_identical": self.kept_bytes},
-            "float64": {
-                "sampled": self.sampled,
-                "not_nearest": self.not_nearest,
-                "worst": round(self.worst, 6),
-            },
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.summary(), "tensors": [to_plain(check) for check in self.merged]}
 
 
 def certify(plan: Plan, folder: Path, *, progress: Callable[[int], None] = lambda _: None) -> Certificate:
@@ -107,6 +56,7 @@ def certify(plan: Plan, folder: Path, *, progress: Callable[[int], None] = lambd
     Raises IntegrityError at the first that is not right.
     """
     checks = []
+    quantised: dict[str, _Codes] = {}
     kept_bytes = before = 0
     for file in plan.files:
         _check_header(file, folder / file.name)
@@ -116,6 +66,10 @@ def certify(plan: Plan, folder: Path, *, progress: Callable[[int], None] = lambd
             if isinstance(part, int):
                 kept_bytes += part
                 done += part
+            elif isinstance(part, _Codes):
+                done += part.size
+                name = part.operation.source.name
+                quantised[name] = quantised[name] + part if name in quantised else part
             else:
                 name = part.factors.name
                 found[name] = found[name] + part if name in found else part
@@ -124,10 +78,13 @@ def certify(plan: Plan, folder: Path, *, progress: Callable[[int], None] = lambd
         before += file.size
         progress(before)
         checks += [part.judge() for part in found.values()]
+    fits = [codes.fit for codes in quantised.values()]
     return Certificate(
         merged=tuple(checks),
+        quantised=tuple(codes.judge() for codes in quantised.values()),
+        error=sum(fits[1:], fits[0]).error if fits else 0.0,
         planned=len(plan.merged),
-        cast=sum(not (op.kept or op.delta or op.saved) for op in plan.operations),
+        cast=sum(op.cast for op in plan.operations),
         kept=sum(op.kept and not op.saved for op in plan.operations),
         kept_bytes=kept_bytes,
         saved=sum(op.saved for op in plan.operations),
@@ -231,8 +188,8 @@ class _Found:
         """Raises IntegrityError where the whole tensor did not change by what the factors say."""
         planned = self.factors.norm
         found = math.sqrt(self.change if self.factors.lengths is None else self.new)
-        rounding = 2.0 ** -_DIGITS[self.factors.dtype] * math.sqrt(self.new)
-        rounding += _TINIEST[self.factors.dtype] * math.sqrt(self.elements)
+        rounding = 2.0 ** -DIGITS[self.factors.dtype] * math.sqrt(self.new)
+        rounding += TINIEST[self.factors.dtype] * math.sqrt(self.elements)
         summing = (self.factors.rank + 4) * _UNIT * (math.sqrt(self.old) + self.factors.bound)
         if not abs(found - planned) <= rounding + summing + 1e-5 * planned:
             raise IntegrityError(
@@ -252,7 +209,31 @@ class _Found:
         )
 
 
-def _jobs(file: FilePlan, target: Path, weights: Path) -> Iterator[Callable[[], int | _Found]]:
+@dataclass(frozen=True)
+class _Codes:
+    """What was found of some rows of a quantised tensor."""
+
+    operation: Operation
+    size: int  # bytes
+    fit: Fit
+
+    def __add__(self, other: _Codes) -> _Codes:
+        return replace(self, size=self.size + other.size, fit=self.fit + other.fit)
+
+    def judge(self) -> QuantisedCheck:
+        """Raises IntegrityError where a code is not the nearest, or a scale not what its weights need."""
+        name, fit = self.operation.source.name, self.fit
+        if not fit.right:
+            far = f"a code lies {fit.worst:.3g} times as far from its weight as it may"
+            raise IntegrityError(
+                f"the quantised {name} is wrong",
+                why=far if fit.scales else "a scale is not what its weights need",
+                hint="export again; if it stays so, check the disk, and report it",
+            )
+        return QuantisedCheck(name, self.operation.delta is not None, fit.error, fit.clipped, fit.worst)
+
+
+def _jobs(file: FilePlan, target: Path, weights: Path) -> Iterator[Callable[[], int | _Found | _Codes]]:
     operation: Operation | None = None
     factors: _Factors | None = None
     for block in blocks(file):
@@ -262,7 +243,7 @@ def _jobs(file: FilePlan, target: Path, weights: Path) -> Iterator[Callable[[], 
         if block.operation is not operation:
             operation = block.operation
             factors = _factors(operation, operation.delta, weights) if operation.delta else None
-        yield partial(_check_rows, target, block, factors)
+        yield partial(_check_codes if block.operation.scheme else _check_rows, target, block, factors)
 
 
 def _check_header(file: FilePlan, target: Path) -> None:
@@ -301,15 +282,48 @@ def _check_samples(rows: Rows, old: Array, new: Array, factors: _Factors) -> tup
     chosen = _sample(rows)
     if not len(chosen):
         return 0, 0, 0.0
-    left = factors.left[chosen]
     before, after = old[chosen - rows.first].astype(np.float64), new[chosen - rows.first]
-    truth = before + factors.scale * (left @ factors.right)
-    magnitude = np.abs(before) + abs(factors.scale) * (np.abs(left) @ np.abs(factors.right))
-    truth, magnitude = _lengthened(truth, magnitude, chosen, factors)
+    truth, magnitude = _sum(before, chosen, factors)
     steps = distance(after, truth, factors.dtype)
     allowed = (factors.rank + 4) * _UNIT * magnitude / step(truth, factors.dtype)
     _refuse_far(rows, after, steps, allowed)
     return int(after.size), int((steps > 0.5).sum()), float((steps / (0.5 + allowed)).max(initial=0))
+
+
+def _sum(before: Array, chosen: Array, factors: _Factors) -> tuple[Array, Array]:
+    """W + s·B·A of the chosen rows in float64, and what bounds the error of a float32 one, as a multiple of it."""
+    left = factors.left[chosen]
+    truth = before + factors.scale * (left @ factors.right)
+    magnitude = np.abs(before) + abs(factors.scale) * (np.abs(left) @ np.abs(factors.right))
+    return _lengthened(truth, magnitude, chosen, factors)
+
+
+def _check_codes(target: Path, rows: Rows, factors: _Factors | None) -> _Codes:
+    operation, scheme, columns = rows.operation, rows.operation.scheme, rows.columns
+    assert scheme is not None
+    width, groups = operation.row_size(columns), scheme.groups(columns)
+    height = rows.last - rows.first
+    raw = np.frombuffer(read_at(target, rows.target, height * width), np.uint8).reshape(height, width)
+    stored = read_at(target, rows.scales, height * groups * WIDTH[operation.dtype])
+    scales = widen(stored, operation.dtype).reshape(height, groups)
+    old = widen(*read_rows(rows)).reshape(height, columns)
+    found = None
+    for first in range(0, height, max(1, _CACHED // columns)):
+        some = slice(first, first + max(1, _CACHED // columns))
+        truth, rounding = _unrounded(old[some].astype(np.float64), rows.first + first, operation.dtype, factors)
+        part = dequantise.fit(scheme, raw[some], scales[some], truth=truth, rounding=rounding, dtype=operation.dtype)
+        found = found + part if found else part
+    assert found is not None
+    return _Codes(operation, raw.nbytes + len(stored), found)
+
+
+def _unrounded(old: Array, first: int, dtype: str, factors: _Factors | None) -> tuple[Array, Array]:
+    """Rows from ``first`` before they are quantised, and how far from that rounding and summing may have moved them."""
+    half, tiniest = 2.0 ** -DIGITS[dtype], TINIEST[dtype] / 2
+    if factors is None:
+        return old, np.abs(old) * half + tiniest
+    truth, magnitude = _sum(old, np.arange(first, first + len(old)), factors)
+    return truth, np.abs(truth) * half + tiniest + (factors.rank + 4) * _UNIT * magnitude
 
 
 def _lengthened(truth: Array, magnitude: Array, chosen: Array, factors: _Factors) -> tuple[Array, Array]:
@@ -337,27 +351,6 @@ def _refuse_far(rows: Rows, after: Array, steps: Array, allowed: Array) -> None:
 
 
 # ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def widen(raw: bytes | bytearray | memoryview, dtype: str) -> Array:
-    """The values of F32, F16 or BF16 bytes, as float32: exact."""
-    if dtype == "BF16":
-        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
-    return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype("<f4", copy=False)
-
-
-def step(truth: Array, dtype: str) -> Array:
-    """The distance between neighbours of ``dtype`` around float64 values: an ulp."""
-    exponent = np.frexp(np.where(np.isfinite(truth), truth, 0))[1]
-    steps: Array = np.maximum(np.ldexp(1.0, exponent - _DIGITS[dtype]), _TINIEST[dtype])
-    return steps
-
-
-def distance(found: Array, truth: Array, dtype: str) -> Array:
-    """How far values are from the float64 truth, in steps of ``dtype``; 0 where both are the same inf or NaN."""
-    with np.errstate(invalid="ignore"):
-        away = np.abs(found - truth) / step(truth, dtype)
-    return np.where((found == truth) | (np.isnan(found) & np.isnan(truth)), 0.0, away)
 
 
 def _factors(operation: Operation, delta: Delta, weights: Path) -> _Factors:

@@ -1,21 +1,26 @@
 """How the weight files of the new model are laid out: what happens to each tensor, and where it goes. No torch.
 
 Where all of a file's tensors keep their dtype and place, the new file has the header and the offsets of the base's,
-byte for byte, so that everything between the merged tensors can be cloned. Else (`--dtype`, `--max-shard-size`, a
-quantised base, a tensor more) a new header is made first and the tensors follow it without gaps. Either way every size
-is known before the first byte is written.
+byte for byte, so that everything between the merged tensors can be cloned. Else (`--dtype`, `--max-shard-size`,
+`--quantize`, a quantised base, a tensor more) a new header is made first and the tensors follow it without gaps. Either
+way every size is known before the first byte is written.
+
+A tensor that is quantised becomes two or three in the new file. Its blocks write codes and scales at once; their order
+and their ends are those of the codes, wherever the scales lie.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapterhub.export.packing import Packing
+from adapterhub.export.schemes import Part, Scheme
 from adapterhub.peftdir import Factor, Tensor, read_header
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what can be merged and written
@@ -41,29 +46,50 @@ class Delta:
 
 @dataclass(frozen=True)
 class Operation:
-    """What happens to one tensor: kept as it is, cast, unpacked, or merged (and cast)."""
+    """What happens to one tensor: kept as it is, cast, unpacked, or merged (and cast); then it may be quantised."""
 
     source: Tensor  # its name in the new model and its shape; where its bytes lie, and their dtype
     file: Path  # that holds them
     home: str  # name of the new file
-    dtype: str  # in the new file, safetensors' name
-    start: int = 0  # in the new file, bytes from its start
+    dtype: str  # in the new file, safetensors' name; of a quantised tensor its scales'
+    start: int = 0  # in the new file, bytes from its start; of a quantised tensor its codes'
     delta: Delta | None = None
     packing: Packing | None = None  # of a quantised tensor
     saved: bool = False  # the source is the adapter's, in place of the base's
+    scheme: Scheme | None = None  # how it is quantised
+    scales: int = 0  # where its scales start in the new file
 
     @property
     def kept(self) -> bool:
-        return self.delta is None and self.packing is None and self.dtype == self.source.dtype
+        untouched = self.delta is None and self.packing is None and self.scheme is None
+        return untouched and self.dtype == self.source.dtype
+
+    @property
+    def cast(self) -> bool:
+        """Whether its dtype changes and nothing else."""
+        return not (self.kept or self.delta or self.saved or self.scheme)
 
     @property
     def elements(self) -> int:
         return math.prod(self.source.shape)
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """What it becomes in the new file; first the weight, or its codes, and then their scales."""
+        name, shape = self.source.name, self.source.shape
+        if self.scheme:
+            return self.scheme.parts(name, shape, self.dtype, WIDTH[self.dtype])
+        size = self.source.end - self.source.start if self.kept else self.elements * WIDTH[self.dtype]
+        return (Part(name, self.dtype, shape, size),)
+
+    @property
     def size(self) -> int:
         """Bytes in the new file."""
-        return self.source.end - self.source.start if self.kept else self.elements * WIDTH[self.dtype]
+        return sum(part.size for part in self.parts)
+
+    def row_size(self, columns: int) -> int:
+        """Bytes of one row in the new file, without its scales."""
+        return self.scheme.row_size(columns) if self.scheme else columns * WIDTH[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -71,7 +97,7 @@ class FilePlan:
     """One weight file of the new model."""
 
     name: str
-    header: bytes  # length and JSON
+    header: bytes  # length and JSON, and right behind them the tensors that the plan knows
     size: int  # bytes
     operations: tuple[Operation, ...]  # in file order
     source: Path | None  # the base's file whose header and offsets it has, byte for byte
@@ -98,7 +124,8 @@ class Copy:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows ``first`` to ``last`` of a tensor that is merged, unpacked or cast; a cast one counts as one column."""
+    """Rows ``first`` to ``last`` of a tensor that is merged, unpacked, quantised or cast; a cast one counts as one
+    column."""
 
     operation: Operation
     first: int
@@ -112,12 +139,18 @@ class Rows:
 
     @property
     def target(self) -> int:
-        return self.operation.start + self.first * self.columns * WIDTH[self.operation.dtype]
+        return self.operation.start + self.first * self.operation.row_size(self.columns)
 
     @property
     def end(self) -> int:
         """Offset behind it in the new file."""
-        return self.target + self.elements * WIDTH[self.operation.dtype]
+        return self.target + (self.last - self.first) * self.operation.row_size(self.columns)
+
+    @property
+    def scales(self) -> int:
+        """Where the scales of a quantised tensor's rows go in the new file."""
+        groups = self.operation.scheme.groups(self.columns) if self.operation.scheme else 0
+        return self.operation.scales + self.first * groups * WIDTH[self.operation.dtype]
 
     @property
     def elements(self) -> int:
@@ -173,7 +206,7 @@ def _copies(file: Path, source: int, target: int, length: int, size: int) -> Ite
 
 
 def _rows(operation: Operation, size: int) -> Iterator[Rows]:
-    whole = operation.delta or operation.packing
+    whole = operation.delta or operation.packing or operation.scheme
     shape = operation.source.shape
     count, columns = shape if whole and len(shape) == 2 else (operation.elements, 1)
     step = max(1, size // max(1, columns))
@@ -187,14 +220,17 @@ def _file(name: str, operations: list[Operation], base: Path | None) -> FilePlan
         kept = tuple(replace(op, start=op.source.start) for op in operations)
         return FilePlan(name, header, base.stat().st_size, kept, base)
     metadata = json.loads(header[8:]).get("__metadata__") if header else None
-    new, starts, size = _new_header(operations, metadata or {"format": "pt"})
-    moved = tuple(replace(op, start=start) for op, start in zip(operations, starts, strict=True))
-    return FilePlan(name, new, size, moved, None)
+    new, starts, size = _new_header(_parts(operations), metadata or {"format": "pt"})
+    moved = [_moved(operation, starts) for operation in operations]
+    return FilePlan(name, new, size, tuple(sorted(moved, key=lambda op: op.start)), None)
 
 
 def _unmoved(operations: list[Operation], base: Path) -> bool:
-    """Whether the tensors are the file's own, all of them, in its order, none packed or cast."""
-    kept = all(op.file == base and op.packing is None and op.dtype == op.source.dtype for op in operations)
+    """Whether the tensors are the file's own, all of them, in its order, none packed, cast or quantised."""
+    kept = all(
+        op.file == base and op.packing is None and op.scheme is None and op.dtype == op.source.dtype
+        for op in operations
+    )
     return kept and [op.source for op in operations] == read_header(base)
 
 
@@ -204,19 +240,42 @@ def _read_header(path: Path) -> bytes:
         return length + file.read(struct.unpack("<Q", length)[0])
 
 
-def _new_header(operations: list[Operation], metadata: Mapping[str, str]) -> tuple[bytes, list[int], int]:
-    """The header, where each tensor starts, and the file's size. Tensors stand without gaps, as the format demands."""
+def _parts(operations: list[Operation]) -> list[Part]:
+    """In the order of the operations; where some are quantised, what the plan knows first, and then the widest first:
+    readers take a tensor where it lies, and want it to start at a multiple of its width."""
+    parts = [part for operation in operations for part in operation.parts]
+    if not any(operation.scheme for operation in operations):
+        return parts
+    return sorted(parts, key=lambda part: (not part.constant, -_bits(part.dtype)))
+
+
+def _bits(dtype: str) -> int:
+    """Of one value: ``BF16`` has 16, ``F8_E4M3`` 8, ``BOOL`` a byte."""
+    found = re.search(r"\d+", dtype)
+    return int(found[0]) if found else 8
+
+
+def _moved(operation: Operation, starts: Mapping[str, int]) -> Operation:
+    parts = operation.parts
+    scales = starts[parts[1].name] if operation.scheme else 0
+    return replace(operation, start=starts[parts[0].name], scales=scales)
+
+
+def _new_header(parts: list[Part], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:
+    """The header with the constants, where each tensor starts, and the file's size. Tensors stand without gaps, as the
+    format demands."""
     entries: dict[str, object] = {"__metadata__": metadata}
-    starts, end = [], 0
-    for operation in operations:
-        start, end = end, end + operation.size
-        starts.append(start)
-        entries[operation.source.name] = {
-            "dtype": operation.dtype,
-            "shape": list(operation.source.shape),
-            "data_offsets": [start, end],
+    starts, end = {}, 0
+    for part in parts:
+        starts[part.name], end = end, end + part.size
+        entries[part.name] = {
+            "dtype": part.dtype,
+            "shape": list(part.shape),
+            "data_offsets": [starts[part.name], end],
         }
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     offset = 8 + len(text)
-    return struct.pack("<Q", len(text)) + text, [offset + start for start in starts], offset + end
+    constants = b"".join(part.constant for part in parts)
+    places = {name: offset + start for name, start in starts.items()}
+    return struct.pack("<Q", len(text)) + text + constants, places, offset + end

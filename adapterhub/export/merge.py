@@ -3,7 +3,8 @@
 A worker takes a block, reads it, computes, and writes it; several at once keep reading, computing and writing
 overlapped, and what is written goes to the disk while the next blocks are made. What does not change is cloned with the
 whole file where the file system shares blocks (btrfs, XFS, bcachefs), else copied range by range, so that no byte is
-written twice; or linked, where nothing of a file changes and that is asked for.
+written twice; or linked, where nothing of a file changes and that is asked for. What is to be quantised is rounded
+first to what it would be without that: a quantised model is the plain one, quantised.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from adapterhub.export.files import copy_range, reflink, sync, write_at
 from adapterhub.export.layout import Copy, FilePlan, Operation, Rows, blocks
 from adapterhub.export.parallel import in_order
 from adapterhub.export.plan import Plan
+from adapterhub.export.quantise import quantise
 from adapterhub.export.staging import Staging
 
 _SYNC = 2**27  # bytes written between two notes in the journal: what a killed export makes again, at most
@@ -87,7 +89,11 @@ def _copy(target: Path, block: Copy) -> int:
 
 
 def _rewrite(target: Path, rows: Rows, delta: Product | None) -> int:
-    write_at(target, rows.target, arithmetic.rewrite(rows, delta))
+    block = arithmetic.rewrite(rows, delta)
+    if rows.operation.scheme:
+        block, scales = quantise(rows, rows.operation.scheme, block)
+        write_at(target, rows.scales, scales)
+    write_at(target, rows.target, block)
     return rows.end
 
 

@@ -16,7 +16,7 @@ from adapterhub.base import BaseModel
 from adapterhub.errors import AdapterError
 from adapterhub.export import certificate as proof
 from adapterhub.export.card import model_card
-from adapterhub.export.certificate import Certificate
+from adapterhub.export.evidence import Certificate
 from adapterhub.export.merge import merge
 from adapterhub.export.plan import Plan, plan_export
 from adapterhub.export.sidecars import write_sidecars
@@ -55,6 +55,8 @@ def export_model(
     to: Path,
     *,
     dtype: str | None = None,
+    quantize: str | None = None,
+    group_size: int | None = None,
     base_precision: str | None = None,
     max_shard_size: int | None = None,
     link: bool = False,
@@ -66,11 +68,11 @@ def export_model(
 ) -> ExportResult:
     """Merge the adapter in the folder ``adapter`` into ``base`` and write the model to the new folder ``to``.
 
-    ``dtype``, ``base_precision``, ``max_shard_size``: as `plan_export`. ``link``: weight files in which nothing changes
-    become hard links to the base's. ``resume`` goes on with what a killed export to ``to`` left. ``recorded`` is the
-    fingerprint of the base that the adapter was trained on (left out, that of ``record``); a base that is another is
-    refused. ``record`` goes into the model card and the certificate. ``progress`` is called with bytes done and in all,
-    each byte counted twice where it is merged and then checked.
+    ``dtype``, ``quantize``, ``group_size``, ``base_precision``, ``max_shard_size``: as `plan_export`. ``link``: weight
+    files in which nothing changes become hard links to the base's. ``resume`` goes on with what a killed export to
+    ``to`` left. ``recorded`` is the fingerprint of the base that the adapter was trained on (left out, that of
+    ``record``); a base that is another is refused. ``record`` goes into the model card and the certificate.
+    ``progress`` is called with bytes done and in all, each byte counted twice where it is merged and then checked.
 
     The model is checked before it gets its name: what is not proven equal is not exported. On any error nothing is
     left; a killed export leaves a hidden folder beside ``to``, which the next export to ``to`` goes on with or deletes.
@@ -87,6 +89,8 @@ def export_model(
         base,
         to.expanduser().absolute(),
         dtype=dtype,
+        quantize=quantize,
+        group_size=group_size,
         base_precision=base_precision,
         max_shard_size=max_shard_size,
         recorded=recorded,
@@ -157,6 +161,8 @@ def _write_certificate(plan: Plan, checked: Certificate, folder: Path, *, record
         "base": to_plain(plan.base.fingerprint),
         "base_precision": plan.base_precision,
         "dtype": plan.dtype,
+        "quantize": plan.scheme.name if plan.scheme else None,
+        "group_size": plan.scheme.group or None if plan.scheme else None,
         **checked.to_json(),
         "files": proof.hash_files(folder),
     }

@@ -19,8 +19,11 @@ from adapterhub.base import BaseModel
 from adapterhub.errors import AlreadyExists, MissingDependency, StorageError, Unsupported, UsageError
 from adapterhub.export.changes import Change, Changes, find_changes
 from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, FilePlan, Operation, lay_out, spread
+from adapterhub.export.names import architecture
 from adapterhub.export.packing import Stored, check_quantisation, stored
 from adapterhub.export.parallel import workers
+from adapterhub.export.quantisable import check_quantisable, ignored, is_linear
+from adapterhub.export.schemes import Scheme, find_scheme
 from adapterhub.export.staging import left_behind
 from adapterhub.manifest import BaseFingerprint
 from adapterhub.peftdir import Factor, PeftDir
@@ -43,6 +46,7 @@ class Plan:
     base_precision: str = "original"  # or "dequantized": what a quantised base stands for
     note: str = ""  # what a person should know: the adapter was trained on the base in another dtype
     config: Mapping[str, Any] = field(default_factory=dict)  # keys that differ from the base's: an untied head …
+    scheme: Scheme | None = None  # how the linear layers are quantised
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -51,6 +55,10 @@ class Plan:
     @property
     def merged(self) -> tuple[Operation, ...]:
         return tuple(op for op in self.operations if op.delta)
+
+    @property
+    def quantised(self) -> tuple[Operation, ...]:
+        return tuple(op for op in self.operations if op.scheme)
 
     @property
     def bytes_read(self) -> int:
@@ -67,11 +75,12 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes above the interpreter with torch, an upper estimate: each worker's block, read, wide and rounded; two
-        tensors' factors; what torch and numpy keep for themselves."""
-        widest = max((op.source.shape[-1] for op in self.merged), default=1)
+        """Bytes above the interpreter with torch, an upper estimate: each worker's block, read, wide and rounded, and
+        where it is quantised divided, compared and packed; two tensors' factors; what torch and numpy keep."""
+        widest = max((op.source.shape[-1] for op in (*self.merged, *self.quantised)), default=1)
+        copies = 8 if self.scheme else 3
         factors = max((_float32_bytes(op.delta.factor) for op in self.merged if op.delta), default=0)
-        return workers() * 3 * 4 * max(BLOCK, widest) + 2 * factors + _LIBRARIES
+        return workers() * copies * 4 * max(BLOCK, widest) + 2 * factors + _LIBRARIES
 
     @property
     def free(self) -> int:
@@ -90,11 +99,14 @@ class Plan:
             "base": self.base.name,
             "base_precision": self.base_precision,
             "dtype": self.dtype or "as the base",
+            "quantize": self.scheme.name if self.scheme else None,
+            "group_size": self.scheme.group or None if self.scheme else None,
             "files": len(self.files),
             "tensors": {
                 "merged": len(self.merged),
+                "quantised": len(self.quantised),
                 "saved": sum(op.saved for op in self.operations),
-                "cast": sum(not (op.kept or op.delta or op.saved) for op in self.operations),
+                "cast": sum(op.cast for op in self.operations),
                 "kept": sum(op.kept and not op.saved for op in self.operations),
             },
             "bytes_read": self.bytes_read,
@@ -113,16 +125,19 @@ def plan_export(
     to: Path,
     *,
     dtype: str | None = None,
+    quantize: str | None = None,
+    group_size: int | None = None,
     base_precision: str | None = None,
     max_shard_size: int | None = None,
     recorded: BaseFingerprint | None = None,
 ) -> Plan:
     """Plan the export of base + adapter to the new folder ``to``. Writes nothing.
 
-    ``dtype`` is ``float32``, ``float16`` or ``bfloat16``; left out, every tensor keeps its own. ``base_precision`` is
-    ``original`` or ``dequantized``: what the adapter is merged into where the base is quantised. ``max_shard_size``, in
-    bytes, spreads the weights anew; left out, the base's files stay. ``recorded`` is the fingerprint of the base that
-    the adapter was trained on; where there is one, ``base`` must be that model.
+    ``dtype`` is ``float32``, ``float16`` or ``bfloat16``; left out, every tensor keeps its own. ``quantize`` is
+    ``w8a8``, ``w8a16``, ``w4a16`` or ``fp8`` (`schemes`), ``group_size`` the columns under one scale of ``w4a16``.
+    ``base_precision`` is ``original`` or ``dequantized``: what the adapter is merged into where the base is quantised.
+    ``max_shard_size``, in bytes, spreads the weights anew; left out, the base's files stay. ``recorded`` is the
+    fingerprint of the base that the adapter was trained on; where there is one, ``base`` must be that model.
 
     Raises:
         AdapterError: the adapter directory is broken.
@@ -140,11 +155,14 @@ def plan_export(
     _check_target(to)
     read = peftdir.read(adapter)
     _check_adapter(read)
+    scheme = _scheme(base, quantize, group_size)
     _check_base(base, base_precision)
     note = base.check(recorded, what=str(adapter)) if recorded else ""
     weights = stored(base)
     changes = find_changes(read, base, weights)
     operations = _operations(read, base, weights, changes, DTYPES[dtype] if dtype else None)
+    if scheme:
+        operations = tuple(replace(op, scheme=scheme) if is_linear(op.source) else op for op in operations)
     plan = Plan(
         adapter=read,
         base=base,
@@ -153,7 +171,8 @@ def plan_export(
         files=_files(base, spread(operations, max_shard_size) if max_shard_size else operations),
         base_precision="dequantized" if any(op.packing for op in operations) else "original",
         note=note,
-        config=changes.config,
+        config={**changes.config, **(_quantised_config(scheme, base, operations) if scheme else {})},
+        scheme=scheme,
     )
     _check_disk(plan)
     return plan
@@ -208,6 +227,22 @@ def _check_base(base: BaseModel, precision: str | None) -> None:
             why=f"no file holds {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else ""),
             hint="fetch the base model again",
         )
+
+
+def _scheme(base: BaseModel, name: str | None, group: int | None) -> Scheme | None:
+    if name is None:
+        if group is not None:
+            raise UsageError("--group-size is for --quantize alone", hint="--quantize w4a16 --group-size 64")
+        return None
+    scheme = find_scheme(name, group)
+    check_quantisable(base, scheme)
+    return scheme
+
+
+def _quantised_config(scheme: Scheme, base: BaseModel, operations: Sequence[Operation]) -> dict[str, Any]:
+    names = [op.source.name for op in operations]
+    ignore = ignored(architecture(base.config).head, (op.source.name for op in operations if op.scheme), names)
+    return {"quantization_config": scheme.config(ignore)}
 
 
 def _operations(

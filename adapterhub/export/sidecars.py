@@ -97,7 +97,7 @@ def _write_index(plan: Plan, folder: Path) -> None:
         return
     old = _read(plan.base.path / INDEX) if plan.base.weight_map is not None else {}
     metadata = {**old.get("metadata", {}), "total_size": sum(op.size for op in plan.operations)}
-    weight_map = {op.source.name: file.name for file in plan.files for op in file.operations}
+    weight_map = {part.name: file.name for file in plan.files for op in file.operations for part in op.parts}
     _write(folder / INDEX, {**old, "metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
 
 

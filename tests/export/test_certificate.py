@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from adapterhub.errors import IntegrityError, NotFound
 from adapterhub.export import Plan, export_model, plan_export, verify
-from adapterhub.export.certificate import certify, distance, step, widen
+from adapterhub.export.certificate import certify
+from adapterhub.export.floats import distance, step, widen
 from adapterhub.peftdir import Tensor, read_header
 
 Made = tuple[Plan, Path]

@@ -51,7 +51,7 @@ def test_what_is_durable_in_a_file_is_not_made_again(big_base: Any, big_adapter:
     export_model(
         big_adapter, big_base, tmp_path / "out", resume=True, progress=lambda done, _: first.append(done), **one
     )
-    assert first[0] > 2 * 4 * BLOCK  # more than two blocks were there
+    assert first[0] > 4 * BLOCK  # tensors of half a block: the first that is made again is not the file's first
     assert verify(tmp_path / "out")
 
 
