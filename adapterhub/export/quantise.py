@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adapterhub.errors import Unsupported
 from adapterhub.export.arithmetic import torch_dtype
 from adapterhub.export.layout import Rows
 from adapterhub.export.schemes import Scheme
@@ -20,7 +21,10 @@ SHARES = {4: tuple(1 - n / 20 for n in range(9)), 8: (1.0,)}
 
 
 def quantise(rows: Rows, scheme: Scheme, values: memoryview) -> tuple[memoryview, memoryview]:
-    """The bytes of the codes and of the scales. ``values``: the rows as they would be stored otherwise."""
+    """The bytes of the codes and of the scales. ``values``: the rows as they would be stored otherwise.
+
+    Raises Unsupported where one of them is no number.
+    """
     import torch
 
     dtype = torch_dtype(rows.operation.dtype)
@@ -28,6 +32,12 @@ def quantise(rows: Rows, scheme: Scheme, values: memoryview) -> tuple[memoryview
     groups = scheme.groups(rows.columns)
     wide = wide.view(rows.last - rows.first, groups, rows.columns // groups)
     codes, scales = _float_codes(wide, dtype) if scheme.kind == "float" else _int_codes(wide, scheme.bits, dtype)
+    if not bool(scales.isfinite().all()):
+        raise Unsupported(
+            f"{rows.operation.source.name} cannot be quantised",
+            why=f"rows {rows.first} to {rows.last} hold a value that is infinite or no number",
+            hint="fetch the base model again, or export without --quantize",
+        )
     codes = codes.view(rows.last - rows.first, rows.columns)
     packed = _pack(codes, scheme) if scheme.packed else codes
     return _bytes(packed), _bytes(scales.to(dtype))

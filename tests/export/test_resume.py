@@ -31,7 +31,11 @@ def interrupt(adapter: Path, base: Any, to: Path, *, after: float, **options: An
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"max_shard_size": 10**9}], ids=["same", "cast", "one"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dtype": "bfloat16"}, {"max_shard_size": 10**9}, {"quantize": "w4a16"}, {"quantize": "w8a8"}],
+    ids=["same", "cast", "one", "w4a16", "w8a8"],
+)
 @pytest.mark.parametrize("after", [0.0, 0.2, 0.5, 0.9])
 def test_the_same_bytes(
     after: float, options: dict[str, Any], big_base: Any, big_adapter: Path, read_folder: Any, tmp_path: Path
