@@ -112,6 +112,11 @@ def adapters(tenant: str) -> str:
     return f"t/{tenant}/a/"
 
 
+def adapter_in(tenant: str, key: str) -> str:
+    """The adapter's part of a key below `adapters`."""
+    return key.removeprefix(adapters(tenant)).partition("/")[0]
+
+
 def adapter_names(tenant: str, folders: Iterable[str]) -> list[AdapterName]:
     """Without what somebody put there by hand (``.DS_Store``)."""
     names = []

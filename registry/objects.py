@@ -114,8 +114,12 @@ class ObjectRegistry:
         return [name for name, number in zip(names, newest, strict=True) if number]
 
     def _has_adapters(self, tenant: str) -> bool:
-        """The first one with a version answers: a folder can also be what a killed publisher left."""
-        return any(self._records.newest_number(name) for name in self._named(tenant))
+        """The first one with a version answers, mostly the very first: a folder can be what a killed publisher left."""
+        first = [layout.adapter_in(tenant, key) for key in self.store.keys(layout.adapters(tenant), limit=1)]
+        names = layout.adapter_names(tenant, first)
+        if any(map(self._records.newest_number, names)):
+            return True
+        return bool(first) and any(self._records.newest_number(name) for name in self._named(tenant))
 
     def _named(self, tenant: str) -> list[AdapterName]:
         return layout.adapter_names(tenant, self.store.folders(layout.adapters(tenant)))
@@ -226,6 +230,20 @@ class ObjectRegistry:
         why: str = "",
         expected: int | None = None,
     ) -> ChannelMove:
+        while True:
+            move = self._rolled_back(name, channel, to=to, who=who, why=why, expected=expected)
+            try:
+                self._require_kept(name, move)
+            except Gone:
+                if to is not None:
+                    raise
+                expected = move.seq  # yanked since it was chosen: the one before it, unless somebody else moves now
+            else:
+                return move
+
+    def _rolled_back(
+        self, name: AdapterName, channel: str, *, to: int | None, who: str, why: str, expected: int | None
+    ) -> ChannelMove:
         log = self.channel_log(name, channel)
         if expected not in (None, log[0].seq):
             raise rules.moved(name, channel, log[0])
@@ -235,17 +253,8 @@ class ObjectRegistry:
         else:
             statuses = self._statuses(name)
             targets = rollback_targets(log, usable=lambda t: rules.status_of(statuses.get(t.version)) not in rules.GONE)
-        move = ChannelMove(
-            channel,
-            log[0].seq + 1,
-            targets,
-            "rollback",
-            why,
-            who,
-            now(),
-            op=uuid.uuid4().hex,
-            undoes=standing(log)[-1].seq,
-        )
+        seq, undoes = log[0].seq + 1, standing(log)[-1].seq
+        move = ChannelMove(channel, seq, targets, "rollback", why, who, now(), op=uuid.uuid4().hex, undoes=undoes)
         if not self._append(name, move):
             raise self._moved(name, channel)
         return move

@@ -63,7 +63,7 @@ def show(
 
 
 def _tenants(registry: Registry) -> list[dict[str, Any]]:
-    return [{"tenant": tenant, "adapters": len(registry.adapters(tenant))} for tenant in registry.tenants()]
+    return [{"tenant": tenant, "adapters": len(registry.overview(tenant))} for tenant in registry.tenants()]
 
 
 def _adapters(registry: Registry, tenant: str) -> list[dict[str, Any]]:

@@ -16,10 +16,8 @@ PROXY = Path(__file__).parents[1] / "registry" / "fault_proxy.py"
 
 
 @pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of nobody, and nothing of whoever runs the tests."""
-    from adapterhub.registry.s3_requests import session
-
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -27,6 +25,22 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _session() -> Iterator[None]:
+    """One for all tests here, as for all commands of a process: reading S3's model is most of what they would take."""
+    from adapterhub.registry.s3_requests import session
+
+    session.cache_clear()
+    yield
+    session.cache_clear()
+
+
+@pytest.fixture
+def without_session(_session: None) -> Iterator[None]:
+    from adapterhub.registry.s3_requests import session
+
     session.cache_clear()
     yield
     session.cache_clear()
@@ -91,6 +105,6 @@ def test_a_store_without_tls(ah: Ah, refusing: Any) -> None:
     refused(ah("ls", "--registry", url), "cannot be reached", "AWS_CA_BUNDLE")
 
 
-def test_no_credentials(ah: Ah, refusing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_credentials(ah: Ah, refusing: Any, without_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     refused(ah("ls", "--registry", f"s3://models/team?endpoint={refusing.url}"), "no credentials", "AWS_PROFILE")

@@ -39,6 +39,7 @@ def test_a_version_goes_to_another_site(published: Ah, tmp_path: Path, keys: Key
     assert published("fsck", *site).code == 0
 
 
+@pytest.mark.slow
 def test_an_export_needs_nothing_but_the_bundle(
     published: Ah, tmp_path: Path, tiny_base: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:

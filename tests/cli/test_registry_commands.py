@@ -190,6 +190,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_nothing_half_done(ah: Ah, adapter: Path) -> None:
     """A limit on file sizes stops the weights in the middle, as a full disk does."""
     command = [sys.executable, "-c", LIMITED, "publish", adapter, "--name", "acme/support"]

@@ -148,9 +148,9 @@ def counting_store() -> CountingStore:
     return CountingStore()
 
 
-@pytest.fixture(params=["memory", "local", "s3", "hub"])
+@pytest.fixture(params=["memory", "local", pytest.param("s3", marks=pytest.mark.slow), "hub"])
 def every_registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
-    """Every kind, over stores and not."""
+    """Every kind, over stores and not. For every edit, the rules over S3 are those over memory, and `store` has S3."""
     if request.param == "hub":
         return hub_registry(request.getfixturevalue("hub_server"))
     return _objects(_store(request.param, request, tmp_path))

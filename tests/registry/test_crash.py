@@ -66,6 +66,7 @@ def output(process: subprocess.Popen[str]) -> list[str]:
     return printed.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False], ids=["first publish", "later publish"])
 def test_killed_anywhere_a_publish_is_whole_or_not_there(
     tmp_path: Path, name: AdapterName, new_draft: Callable[..., Draft], first: bool
@@ -117,6 +118,7 @@ print(Cache(Path(sys.argv[2]), registry).fetch(record))
 """
 
 
+@pytest.mark.slow
 def test_fetchers_in_many_processes_get_one_folder(tmp_path: Path) -> None:
     output(publisher(tmp_path / "registry", tmp_path / "drafts", "p"))
     fetchers = [

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,8 @@ from adapterhub.registry.memory import MemoryStore
 
 NAME = AdapterName("acme", "support")
 PATIENCE = 20  # seconds: a writer that does not come back is a bug of the test
-ORDERS = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ORDERS = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY_ORDERS = settings(ORDERS, max_examples=150)
 
 
 class Killed(BaseException):
@@ -132,6 +134,19 @@ def was_killed(outcome: Any) -> bool:
 def test_publishers_get_contiguous_numbers_and_lose_nothing(
     new_draft: Callable[..., Draft], tmp_path: Path, data: st.DataObject, writers: int
 ) -> None:
+    publishers_lose_nothing(new_draft, tmp_path, data, writers)
+
+
+@pytest.mark.slow
+@MANY_ORDERS
+@given(data=st.data(), writers=st.integers(2, 4))
+def test_publishers_in_many_orders(
+    new_draft: Callable[..., Draft], tmp_path: Path, data: st.DataObject, writers: int
+) -> None:
+    publishers_lose_nothing(new_draft, tmp_path, data, writers)
+
+
+def publishers_lose_nothing(new_draft: Callable[..., Draft], tmp_path: Path, data: st.DataObject, writers: int) -> None:
     shared, registry = fresh(new_draft())
     drafts = [new_draft() for _ in range(writers)]
 
@@ -162,6 +177,19 @@ def test_publishers_get_contiguous_numbers_and_lose_nothing(
 def test_channel_moves_are_never_lost_and_movers_know(
     new_draft: Callable[..., Draft], data: st.DataObject, versions: list[int], force: bool
 ) -> None:
+    movers_know(new_draft, data, versions, force)
+
+
+@pytest.mark.slow
+@MANY_ORDERS
+@given(data=st.data(), versions=st.lists(st.sampled_from([1, 2]), min_size=2, max_size=4), force=st.booleans())
+def test_channel_moves_in_many_orders(
+    new_draft: Callable[..., Draft], data: st.DataObject, versions: list[int], force: bool
+) -> None:
+    movers_know(new_draft, data, versions, force)
+
+
+def movers_know(new_draft: Callable[..., Draft], data: st.DataObject, versions: list[int], force: bool) -> None:
     shared, registry = fresh(new_draft())
 
     def mover(number: int, version: int) -> Callable[[ObjectRegistry], ChannelMove]:

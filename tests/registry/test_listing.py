@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import zlib
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from adapterhub.cli.main import main
 from adapterhub.errors import IntegrityError, NotFound, StorageError, Unsupported
 from adapterhub.manifest import canonical_json
 from adapterhub.refs import AdapterName
-from adapterhub.registry import Draft, ObjectRegistry, listing, snapshots
+from adapterhub.registry import Draft, ObjectRegistry, listing, memory, snapshots
 from adapterhub.registry.memory import MemoryStore
 
 Drafts = Callable[..., Draft]
@@ -71,6 +73,20 @@ def test_a_list_is_four_requests_where_a_snapshot_is(store: Any, registry: Objec
     assert [request.split("/")[0] for request in asked] == ["GET registry.json", "LIST t", "GET t", "LIST t"]
     assert found == first == plain(store)
     assert len(kept(store)) == 1  # nothing was read anew: nothing to keep
+
+
+def test_all_tenants_are_told_from_their_snapshots(
+    store: Any, registry: ObjectRegistry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ah ls`, however many adapters."""
+    registry.overview("acme")
+    monkeypatch.setitem(memory._STORES, "counted", store)
+    monkeypatch.setattr("sys.argv", ["ah", "ls", "--registry", "memory://counted", "--json"])
+    with pytest.raises(SystemExit):
+        store.since(main)
+    asked = [request for request in store.asked if not request.startswith("GET registry.json")]
+    assert len(asked) == 2 + 2 + 3  # tenants and tombstones; whether acme has an adapter; its snapshot
+    assert json.loads(capsys.readouterr().out) == [{"tenant": "acme", "adapters": 70}]
 
 
 def test_only_what_happened_since_is_read(store: Any, registry: ObjectRegistry, new_draft: Drafts) -> None:

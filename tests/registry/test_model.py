@@ -6,9 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from adapterhub.errors import Gone, NotFound
 from adapterhub.manifest import FileEntry, LoraShape, Manifest, Verdict, Verdicts
@@ -115,5 +123,11 @@ class RegistryModel(RuleBasedStateMachine):
         raise AssertionError(f"{error.__name__} was expected")
 
 
-TestRegistryModel = RegistryModel.TestCase
-TestRegistryModel.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+def test_a_registry_is_its_model() -> None:
+    """Short runs, for every edit."""
+    run_state_machine_as_test(RegistryModel, settings=settings(max_examples=12, stateful_step_count=15, deadline=None))
+
+
+@pytest.mark.slow
+def test_a_registry_is_its_model_for_long() -> None:
+    run_state_machine_as_test(RegistryModel, settings=settings(max_examples=60, stateful_step_count=25, deadline=None))

@@ -11,7 +11,8 @@ import pytest
 
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName, AdapterRef
-from adapterhub.registry import Draft, ObjectRegistry
+from adapterhub.registry import Draft, ObjectRegistry, layout
+from adapterhub.registry.store import create_hint
 from adapterhub.serving.rollout import Rollout
 
 Drafts = Callable[..., Draft]
@@ -48,6 +49,16 @@ def test_tenants_are_found_by_their_first_adapter(store: Any, registry: ObjectRe
     assert len(store.since(registry.tenants)) == 2 + 2 * 2  # who was deleted, the tenants, and of each its adapters
 
 
+def test_a_tenant_is_found_behind_what_a_killed_publisher_left(
+    store: Any, registry: ObjectRegistry, new_draft: Drafts
+) -> None:
+    create_hint(store, layout.digest(AdapterName("acme", "a"), "sha256:" + "0" * 64, 1))
+    assert registry.tenants() == []
+    publish(registry, new_draft, AdapterName("acme", "b"))
+    assert registry.tenants() == ["acme"]
+
+
+@pytest.mark.slow
 def test_watchers_need_one_list_a_poll_and_what_moved(
     store: Any, registry: ObjectRegistry, new_draft: Drafts, name: AdapterName
 ) -> None:

@@ -126,3 +126,38 @@ def test_a_mover_that_was_too_late_knows(new_draft: Callable[..., Draft], name: 
     registry.publish(new_draft(), name=name, author="ana")
     with pytest.raises(Gone, match="deleted while the channel 'prod' moved"):
         Deleted(store).set_channel(name, "prod", {1: 100}, who="ben")
+
+
+class LateYank(ObjectRegistry):
+    """Somebody yanks a version between this mover's look and its move."""
+
+    def __init__(self, store: MemoryStore, *versions: int) -> None:
+        super().__init__(store)
+        self._versions = list(versions)
+
+    def _append(self, name: AdapterName, move: ChannelMove) -> bool:
+        if self._versions:
+            ObjectRegistry(self.store).set_status(name, self._versions.pop(0), "yanked", who="bo", why="rude")
+        return super()._append(name, move)
+
+
+@pytest.fixture
+def deployed(new_draft: Callable[..., Draft], name: AdapterName) -> MemoryStore:
+    """Versions 1 to 4, deployed one after another."""
+    store = MemoryStore()
+    registry = ObjectRegistry(store)
+    for version in range(1, 5):
+        registry.publish(new_draft(), name=name, author="ana")
+        registry.set_channel(name, "prod", {version: 100}, who="ana")
+    return store
+
+
+def test_a_rollback_goes_further_where_its_target_was_just_yanked(deployed: MemoryStore, name: AdapterName) -> None:
+    assert LateYank(deployed, 3, 2).rollback(name, "prod", who="ben").main.version == 1
+    assert ObjectRegistry(deployed).resolve(name.at("prod")).record.version == 1
+
+
+def test_a_rollback_to_a_version_that_was_just_yanked_is_told(deployed: MemoryStore, name: AdapterName) -> None:
+    with pytest.raises(Gone, match="yanked while the channel 'prod' moved"):
+        LateYank(deployed, 2).rollback(name, "prod", to=2, who="ben")
+    assert ObjectRegistry(deployed).rollback(name, "prod", who="ben").main.version == 1
