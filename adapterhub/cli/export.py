@@ -280,6 +280,11 @@ def _print_result(result: ExportResult) -> None:
     if result.note:
         typer.echo(f"note: {result.note}", err=True)
     typer.echo(str(result.path))
+    print_summary(result)
+
+
+def print_summary(result: ExportResult) -> None:
+    """What was written and checked, on stderr."""
     typer.echo(
         f"merged {result.merged} tensors, wrote {_size(result.bytes_written)} in {result.merge_seconds:.1f} s", err=True
     )

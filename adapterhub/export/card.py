@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from adapterhub.export.plan import Plan
 from adapterhub.manifest import Record
 
 
-def model_card(plan: Plan, record: Record | None, *, weights_sha256: str) -> str:
-    """README.md of the model. ``weights_sha256`` is that of the adapter's weight file."""
-    name = str(record.ref) if record else plan.adapter.path.name
+def model_card(plan: Plan, record: Record | None, *, weights_sha256: str, made_of: Sequence[str] = ()) -> str:
+    """README.md of the model. ``weights_sha256`` is that of the adapter's weight file; ``made_of`` are adapters that it
+    was added up from."""
+    name = str(record.ref) if record else " + ".join(made_of) or plan.adapter.path.name
     rows = {
         "base": f"{plan.base.name}" + (f" ({plan.base.commit})" if plan.base.commit else ""),
         "adapter": name,
@@ -22,12 +25,13 @@ def model_card(plan: Plan, record: Record | None, *, weights_sha256: str) -> str
         "quantised": f"{plan.scheme.told} (compressed-tensors), linear layers" if plan.scheme else "",
     }
     quantised = ", then quantised" if plan.scheme else ""
+    adapters = "adapters" if made_of else "adapter"
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
     return f"""{_front_matter(plan)}
 # {name}, merged
 
-{plan.base.name} with the LoRA adapter {name} merged into its weights: `W + s·B·A` in float32, rounded once{quantised}.
-It needs neither AdapterHub nor PEFT. `export.json`, where it is there, tells what was checked.
+{plan.base.name} with the LoRA {adapters} {name} merged into its weights: `W + s·B·A` in float32, rounded
+once{quantised}. It needs neither AdapterHub nor PEFT. `export.json`, where it is there, tells what was checked.
 
 | | |
 |---|---|

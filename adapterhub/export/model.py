@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def export_model(
     resume: bool = False,
     recorded: BaseFingerprint | None = None,
     record: Record | None = None,
+    made_of: Sequence[str] = (),
     certificate: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
@@ -71,7 +72,8 @@ def export_model(
     ``dtype``, ``quantize``, ``group_size``, ``base_precision``, ``max_shard_size``: as `plan_export`. ``link``: weight
     files in which nothing changes become hard links to the base's. ``resume`` goes on with what a killed export to
     ``to`` left. ``recorded`` is the fingerprint of the base that the adapter was trained on (left out, that of
-    ``record``); a base that is another is refused. ``record`` goes into the model card and the certificate.
+    ``record``); a base that is another is refused. ``record`` goes into the model card and the certificate, and so
+    do the adapters that this one was ``made_of``, for people.
     ``progress`` is called with bytes done and in all, each byte counted twice where it is merged and then checked.
 
     The model is checked before it gets its name: what is not proven equal is not exported. On any error nothing is
@@ -105,12 +107,12 @@ def export_model(
     with staged(plan.to, key=_key(plan, scanned), resume=resume) as staging:
         merge(plan, staging, link=link, progress=tell)
         write_sidecars(plan, staging.folder)
-        card = model_card(plan, record, weights_sha256=scanned.sha256)
+        card = model_card(plan, record, weights_sha256=scanned.sha256, made_of=made_of)
         (staging.folder / "README.md").write_text(card, encoding="utf-8")
         if certificate:
             before = time.perf_counter()
             checked = proof.certify(plan, staging.folder, progress=lambda done: tell(plan.bytes_written + done))
-            _write_certificate(plan, checked, staging.folder, record=record, scanned=scanned)
+            _write_certificate(plan, checked, staging.folder, record=record, made_of=made_of, scanned=scanned)
             checking = time.perf_counter() - before
         staging.commit()
     return ExportResult(
@@ -149,13 +151,16 @@ def _key(plan: Plan, scanned: Scan) -> str:
     return hashlib.sha256(canonical_json(made_from)).hexdigest()
 
 
-def _write_certificate(plan: Plan, checked: Certificate, folder: Path, *, record: Record | None, scanned: Scan) -> None:
+def _write_certificate(
+    plan: Plan, checked: Certificate, folder: Path, *, record: Record | None, made_of: Sequence[str], scanned: Scan
+) -> None:
     document = {
         "format": proof.FORMAT,
         "adapterhub": adapterhub.__version__,
         "adapter": {
             "ref": str(record.ref) if record else None,
             "digest": record.digest if record else None,
+            "made_of": list(made_of),
             "weights_sha256": scanned.sha256,
         },
         "base": to_plain(plan.base.fingerprint),

@@ -22,8 +22,8 @@ from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, FilePlan, Operation, 
 from adapterhub.export.names import architecture
 from adapterhub.export.packing import Stored, check_quantisation, stored
 from adapterhub.export.parallel import workers
-from adapterhub.export.quantisable import check_quantisable, ignored, is_linear
-from adapterhub.export.schemes import Scheme, find_scheme
+from adapterhub.export.quantisable import choose_scheme, ignored, is_linear
+from adapterhub.export.schemes import Scheme
 from adapterhub.export.staging import left_behind
 from adapterhub.manifest import BaseFingerprint
 from adapterhub.peftdir import Factor, PeftDir
@@ -155,7 +155,7 @@ def plan_export(
     _check_target(to)
     read = peftdir.read(adapter)
     _check_adapter(read)
-    scheme = _scheme(base, quantize, group_size)
+    scheme = choose_scheme(base, quantize, group_size)
     _check_base(base, base_precision)
     note = base.check(recorded, what=str(adapter)) if recorded else ""
     weights = stored(base)
@@ -227,16 +227,6 @@ def _check_base(base: BaseModel, precision: str | None) -> None:
             why=f"no file holds {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else ""),
             hint="fetch the base model again",
         )
-
-
-def _scheme(base: BaseModel, name: str | None, group: int | None) -> Scheme | None:
-    if name is None:
-        if group is not None:
-            raise UsageError("--group-size is for --quantize alone", hint="--quantize w4a16 --group-size 64")
-        return None
-    scheme = find_scheme(name, group)
-    check_quantisable(base, scheme)
-    return scheme
 
 
 def _quantised_config(scheme: Scheme, base: BaseModel, operations: Sequence[Operation]) -> dict[str, Any]:

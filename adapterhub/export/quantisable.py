@@ -6,18 +6,28 @@ import re
 from collections.abc import Iterable
 
 from adapterhub.base import BaseModel
-from adapterhub.errors import Unsupported
+from adapterhub.errors import Unsupported, UsageError
 from adapterhub.export.layout import WIDTH
 from adapterhub.export.packing import FLOAT8, quantisation
-from adapterhub.export.schemes import GROUPS, Scheme
+from adapterhub.export.schemes import GROUPS, Scheme, find_scheme
 from adapterhub.export.tuned import FAMILIES
 from adapterhub.peftdir import Tensor
 
 _LAYER = re.compile(r"(?:.*\.)?layers\.\d+\..*_proj\.weight")
 
 
-def check_quantisable(base: BaseModel, scheme: Scheme) -> None:
-    """Raises Unsupported where the base's layers are not known, or are quantised already."""
+def choose_scheme(base: BaseModel, name: str | None, group: int | None) -> Scheme | None:
+    """What ``--quantize`` and ``--group-size`` say of this base. Raises UsageError, Unsupported."""
+    if name is not None:
+        scheme = find_scheme(name, group)
+        _check_quantisable(base, scheme)
+        return scheme
+    if group is not None:
+        raise UsageError("--group-size is for --quantize alone", hint="--quantize w4a16 --group-size 64")
+    return None
+
+
+def _check_quantisable(base: BaseModel, scheme: Scheme) -> None:
     kind = base.config.get("model_type")
     if method := quantisation(base.config) or ("float8" if _float8(base) else ""):
         raise Unsupported(

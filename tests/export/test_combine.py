@@ -57,12 +57,51 @@ def test_cat_is_the_sum_with_rslora_and_patterns(
     assert draft(tmp_path / "sum", base=base).manifest.lineage.method == "merge-cat"
 
 
+@pytest.mark.parametrize("method", [["cat"], ["ties", "--rank", "8", "--density", "0.5"]], ids=["cat", "ties"])
+def test_straight_to_a_model(
+    method: list[str], adapter_factory: Any, base_factory: Any, ah: Any, load_model: Any, tmp_path: Path
+) -> None:
+    """The same weights as by way of an adapter, and nothing but the model is left."""
+    base, one, two = base_factory(), adapter_factory(), adapter_factory("b", rank=6, seed=1)
+    words = ("merge", f"{one}:0.7", f"{two}:-0.3", "--base", base.path, "--method", *method)
+    assert ah(*words, "--to", tmp_path / "sum").code == 0
+    adapter = tmp_path / "sum" / "adapter"
+    assert ah("export", adapter, "--base", base.path, "--to", tmp_path / "by-adapter").code == 0
+    before = {path.name for path in tmp_path.iterdir()}
+    ran = ah(*words, "--to", tmp_path / "model", "--merged", "--json")
+    assert ran.code == 0, ran.err
+    assert {path.name for path in tmp_path.iterdir()} == before | {"model"}
+    assert json.loads(ran.out)["model"]["certificate"]["merged"] == {"planned": 14, "applied": 14}
+    wanted, found = load_model(tmp_path / "by-adapter"), load_model(tmp_path / "model")
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[name], tensor) for name, tensor in found.items())
+    assert ah("verify", tmp_path / "model").code == 0
+    told = json.loads((tmp_path / "model" / "export.json").read_text())
+    assert told["adapter"]["made_of"] == ["0.7 adapter", "-0.3 b"]
+    assert "0.7 adapter + -0.3 b" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_straight_to_a_quantised_model(adapter_factory: Any, base_factory: Any, ah: Any, tmp_path: Path) -> None:
+    words = ("merge", adapter_factory(), adapter_factory("b", seed=1), "--base", base_factory().path)
+    ran = ah(*words, "--to", tmp_path / "m", "--merged", "--quantize", "w8a8", "--dtype", "bfloat16")
+    assert ran.code == 0, ran.err
+    assert "quantised 14 tensors" in ran.err
+    refused = ah(*words, "--to", tmp_path / "n", "--merged", "--quantize", "int8")
+    assert refused.code == 2
+    assert not (tmp_path / "n").exists()
+
+
 def test_bad_input(adapter_factory: Any, base_factory: Any, ah: Any, tmp_path: Path) -> None:
     one, base, to = adapter_factory(), base_factory().path, tmp_path / "sum"
     assert "two adapters" in ah("merge", one, "--base", base, "--to", to).err
     assert "rank" in ah("merge", one, one, "--base", base, "--to", to, "--method", "svd").err
     assert "base" in ah("merge", one, one, "--to", to).err
     assert "exists" in ah("merge", one, one, "--base", base, "--to", base).err
+    assert "exists" in ah("merge", one, one, "--base", base, "--to", base, "--merged").err
+    assert "--base" in ah("merge", one, one, "--to", to, "--merged").err
+    assert "--merged" in ah("merge", one, one, "--base", base, "--to", to, "--dtype", "float16").err
+    assert "--merged" in ah("merge", one, one, "--base", base, "--to", to, "--quantize", "fp8").err
+    assert "float32" in ah("merge", one, one, "--base", base, "--to", to, "--merged", "--dtype", "int4").err
     configure(one, use_dora=True)
     assert "DoRA" in ah("merge", one, one, "--base", base, "--to", to).err
     assert not to.exists()
