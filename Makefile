@@ -5,7 +5,7 @@ BIN := .venv/bin
 # One process a core. What trains or starts an engine takes the whole machine, and runs after it, one at a time.
 FAST := -m "not slow and not engine" -n auto --dist worksteal
 
-.PHONY: help setup demo test test-fast check lint format bench bench-gpu clean
+.PHONY: help setup demo test test-fast compat check lint format bench bench-gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,12 @@ test: setup  ## all tests, with a real vLLM server
 
 test-fast: setup  ## the tests for every edit, under 90 s
 	@$(BIN)/python -m pytest -q $(FAST)
+
+# Packages that would burden everybody's set-up lie in a folder of their own, in versions that fit beside the others.
+compat: setup  ## LangChain, LiteLLM and the OpenAI and Anthropic clients, against a real server
+	@$(BIN)/uv pip install -q --python $(BIN)/python --target .compat/python --constraints constraints.txt langchain-openai litellm
+	@if command -v npm >/dev/null; then npm install --silent --no-save --no-audit --no-fund --prefix .compat/node openai; fi
+	@PYTHONPATH=.compat/python AH_NODE_MODULES=$(CURDIR)/.compat/node/node_modules $(BIN)/python -m pytest -q tests/e2e/test_clients.py
 
 check: lint test  ## what CI wants: format, lint, types, imports, tests
 
@@ -42,4 +48,4 @@ bench-gpu: setup  ## the benchmarks that need a GPU
 	@$(BIN)/python benchmarks/run_all.py --gpu
 
 clean:  ## remove what make made, but not the registry in your home
-	rm -rf .venv .demo .models .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .compat .demo .models .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

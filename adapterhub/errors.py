@@ -15,7 +15,8 @@
     ├── Conflict                   somebody else was first           409
     │   └── AlreadyExists          a create-only key is taken        409
     ├── AdapterError               an adapter directory              422
-    │   └── Unsupported            whole, but cannot be used so      422
+    │   ├── Unsupported            whole, but cannot be used so      422
+    │   └── EngineRefused          the engine does not load it       400
     ├── BaseMismatch               trained on another base           422
     ├── Untrusted                  not signed by a required key      422
     ├── RequirementUnmet       falls short of --require          422   exit 1
@@ -26,6 +27,7 @@
     ├── IntegrityError             bytes differ from the record      500   exit 1
     ├── RunFailed                  training or export broke off      500   exit 1
     └── EngineError                the engine died or never came up  503   exit 1
+        └── NotReady               it starts, or stops; come again   503   exit 1
 
 A user's mistake exits with 2; something that broke under the user exits with 1.
 """
@@ -141,6 +143,12 @@ class Unsupported(AdapterError):
     """The adapter is whole, but what was asked for cannot be done with it."""
 
 
+class EngineRefused(AdapterError):
+    """The adapter passed every check of ours, and the engine does not load it: who asks for it is told so."""
+
+    status = 400
+
+
 class BaseMismatch(AdapterHubError):
     """The adapter was trained on another base model."""
 
@@ -201,3 +209,11 @@ class EngineError(AdapterHubError):
 
     exit_code = 1
     status = 503
+
+
+class NotReady(EngineError):
+    """A server that starts, stops, or starts again: it takes no requests now. ``retry_after`` is in seconds."""
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "", retry_after: float = 5.0) -> None:
+        super().__init__(what, why=why, hint=hint)
+        self.retry_after = retry_after

@@ -8,6 +8,7 @@
     require_signed_by = "/k/a.pub"   AH_REQUIRE_SIGNED_BY   --require-signed-by
     database_url = "postgresql://…"  AH_DATABASE_URL   tenants, keys and usage; default adapterhub.db in AH_HOME
     redis_url = "redis://host/0"     AH_REDIS_URL      limits that several servers count together
+    webhook_secret = "…"             AH_WEBHOOK_SECRET   signs what `ah serve --webhook` sends
 
 ``AH_HOME`` is ``~/.adapterhub`` unless set.
 """
@@ -36,6 +37,7 @@ class Settings:
     require_signed_by: tuple[Path, ...] = ()  # public keys; one of them must have signed what is used
     database_url: str | None = None  # None: adapterhub.db in `home`
     redis_url: str | None = None
+    webhook_secret: str | None = None
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -52,6 +54,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         require_signed_by=_paths(values.get("require_signed_by", "")),
         database_url=values.get("database_url"),
         redis_url=values.get("redis_url"),
+        webhook_secret=values.get("webhook_secret"),
     )
 
 

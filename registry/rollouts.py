@@ -33,12 +33,14 @@ class Gates:
     max_error_rate: float = 0.05  # of the candidate's requests; and no rollback while the stable version fails as often
     max_slowdown: float = 2.0  # median time to the first byte, over the stable version's
     min_requests: float = 20  # that a version must have answered before it is judged
+    min_score: float | None = None  # mean over the server's prompts for the adapter; None: they are not asked
 
     def __post_init__(self) -> None:
         for name, value, is_right, wanted in (
             ("max-error-rate", self.max_error_rate, 0 <= self.max_error_rate <= 1, "a share from 0 to 1"),
             ("max-slowdown", self.max_slowdown, self.max_slowdown >= 1, "a factor from 1 up"),
             ("min-requests", self.min_requests, self.min_requests >= 1, "a number from 1 up"),
+            ("min-score", self.min_score or 0, 0 <= (self.min_score or 0) <= 1, "a share from 0 to 1"),
         ):
             if not is_right or math.isnan(value):
                 raise UsageError(f"--{name} {value} is no gate", why=f"it is {wanted}")
@@ -47,10 +49,13 @@ class Gates:
     def of(cls, move: ChannelMove) -> Gates | None:
         """Those that were set with a move; None where there are none, or not all that it takes to judge."""
         known = {f.name: move.gates[f.name] for f in fields(cls) if f.name in move.gates}
-        return cls(**known) if len(known) == len(fields(cls)) else None
+        return cls(**known) if known.keys() >= _NEEDED else None
 
     def to_plain(self) -> dict[str, float]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+_NEEDED = {"max_error_rate", "max_slowdown", "min_requests"}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 import adapterhub
 from adapterhub.errors import AdapterHubError, Conflict, NotFound, UsageError
 from adapterhub.refs import AdapterRef
+from adapterhub.serving import admin_rollouts
 from adapterhub.serving.answers import error_answer, error_headers
 from adapterhub.serving.callers import CALLER, SINGLE_USER, Caller
 from adapterhub.serving.config import ServeConfig
@@ -135,12 +137,14 @@ async def config(request: Request) -> dict[str, Any]:
 
 @router.get("/openapi.json", include_in_schema=False)
 async def openapi() -> dict[str, Any]:
-    return get_openapi(title="AdapterHub admin API", version=adapterhub.__version__, routes=router.routes)
+    routes = [*router.routes, *admin_rollouts.router.routes]
+    return get_openapi(title="AdapterHub admin API", version=adapterhub.__version__, routes=routes)
 
 
 def attach(app: FastAPI) -> None:
     """Add the routes, and the answer to what they raise."""
     app.include_router(router)
+    app.include_router(admin_rollouts.router)
     app.add_exception_handler(AdapterHubError, _refused)
 
 
@@ -156,6 +160,8 @@ def shown(config: ServeConfig) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     values["database"] = masked(config.database) if config.database else None
     values["redis"] = "set" if config.redis else None
+    values["webhook"] = urlsplit(config.webhook).hostname if config.webhook else None  # its path may be a secret
+    values["webhook_signed"] = bool(values.pop("webhook_secret"))
     return values
 
 

@@ -12,7 +12,7 @@ import math
 from http import HTTPStatus
 from typing import Any
 
-from adapterhub.errors import AdapterHubError, StillLoading, TooManyRequests, Unauthorized
+from adapterhub.errors import AdapterHubError, NotReady, StillLoading, TooManyRequests, Unauthorized
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ _ANTHROPIC_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+_RETRY_SECONDS = 5.0  # where an error does not say
 _UNAVAILABLE = "this cannot be answered now; try again"
 _BROKEN = "something broke on our side"
 
@@ -43,7 +44,7 @@ _BROKEN = "something broke on our side"
 def error_answer(error: AdapterHubError, *, path: str, request_id: str) -> tuple[int, bytes]:
     """Status and JSON body. Logs what the client is not told."""
     message = str(error)
-    if error.status >= 500 and not isinstance(error, StillLoading):  # that one is told as it is
+    if error.status >= 500 and not isinstance(error, StillLoading | NotReady):  # those are told as they are
         log.error("request %s: %s", request_id, error, exc_info=error)
         message = f"{_UNAVAILABLE if error.status == 503 else _BROKEN} (request {request_id})"
     return error.status, json.dumps(_shape(error.status, message, path)).encode()
@@ -53,10 +54,14 @@ def error_headers(error: AdapterHubError) -> list[tuple[bytes, bytes]]:
     """What HTTP wants beside the body: which kind of key, and when to come again."""
     if isinstance(error, Unauthorized):
         return [(b"www-authenticate", b"Bearer")]
-    if isinstance(error, TooManyRequests | StillLoading):
-        seconds = max(1, math.ceil(error.retry_after))  # whole: RFC 9110
+    if error.status in (429, 503):
+        wanted = _RETRY_SECONDS
+        if isinstance(error, TooManyRequests | StillLoading | NotReady):
+            wanted = error.retry_after
+        seconds = max(1, math.ceil(wanted))  # whole: RFC 9110
         limits = error.headers if isinstance(error, TooManyRequests) else ()
-        return [(b"retry-after", str(seconds).encode()), *limits]
+        closing = [(b"connection", b"close")] if isinstance(error, NotReady) else []  # the next may go elsewhere
+        return [(b"retry-after", str(seconds).encode()), *limits, *closing]
     return []
 
 

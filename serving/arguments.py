@@ -52,6 +52,7 @@ OWNED: Mapping[str, str] = {
     "tokens-only": _TENANCY,
     "enable-scale-out": _TENANCY,
     "enable-sleep-mode": _TENANCY,
+    "chat-template": "the template comes with the base's folder, or with the adapter",
     "trust-request-chat-template": "the middleware sets each adapter's own template, and takes none from clients",
     "ssl-keyfile": "the engine listens on loopback; TLS ends in front of it",
     "ssl-certfile": "the engine listens on loopback; TLS ends in front of it",
@@ -95,7 +96,6 @@ _DROPPED = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING",  # opens /v1/load_lora_adapter and /adapters to everybody
     "VLLM_SERVER_DEV_MODE",  # opens /collective_rpc, /update_weights …
     "VLLM_SKIP_MODEL_NAME_VALIDATION",  # answers unknown adapters with the base
-    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH",  # a server without an engine
     "VLLM_API_KEY",
 )
 _LORA_RESOLVERS = ("lora_filesystem_resolver", "lora_hf_hub_resolver")  # vLLM's own; ours is the only one
@@ -119,6 +119,9 @@ class ServeOptions:
     database: str | None = None  # URL of tenants and keys; None: there are none
     redis: str | None = None
     cache_limit: int | None = None  # bytes; None: as much as there is
+    webhook: str | None = None  # URL that is told of swaps and rollouts
+    webhook_secret: str = ""
+    prompts: Path | None = None  # folder of prompts by which candidates are scored
     vllm_args: tuple[str, ...] = ()
 
 
@@ -219,5 +222,6 @@ def environment(inherited: Mapping[str, str], config: ServeConfig, *, defaults: 
     ours = {
         "VLLM_PLUGINS": ",".join(dict.fromkeys([*plugins, "adapterhub"])),
         "VLLM_USE_RUST_FRONTEND": "0",  # a separate program, without middleware
+        "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1",  # to say that it is dead (503), until `supervisor` starts it again
     }
     return {"VLLM_NO_USAGE_STATS": "1", **defaults, **kept, **ours, **config.to_env()}

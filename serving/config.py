@@ -32,8 +32,12 @@ class ServeConfig:
     database: str | None = None  # URL of tenants and keys; None: the single user, without keys
     redis: str | None = None  # URL of shared limits; None: this replica counts alone
     cache_limit: int | None = None  # bytes that the local copies may take
+    webhook: str | None = None  # URL that is told what happens
+    webhook_secret: str = ""  # signs what it is told
+    prompts: Path | None = None  # folder of prompts by which candidates are scored
     poll_seconds: float = 2.0  # between looks at the change logs
     load_seconds: float = 30.0  # that a request waits for its adapter
+    score_seconds: float = 600.0  # between two scores of a candidate that has callers
     rescan_seconds: float = 60.0  # between full looks, because hints can be lost
 
     def to_env(self) -> dict[str, str]:
@@ -45,5 +49,6 @@ class ServeConfig:
         if environ.get(SWITCH) != "1":
             return None
         values = json.loads(environ[VARIABLE])
-        paths = {"cache": Path(values["cache"]), "base": Path(values["base"])}
+        paths: dict[str, Path | None] = {"cache": Path(values["cache"]), "base": Path(values["base"])}
+        paths["prompts"] = Path(values["prompts"]) if values["prompts"] else None
         return cls(**values | paths | {"require_signed_by": tuple(map(Path, values["require_signed_by"]))})

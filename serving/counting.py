@@ -56,6 +56,20 @@ class Account:
 
 async def count_prompt(app: Any, scope: Message, path: str, body: dict[str, Any]) -> int:
     """Tokens of a prompt, asked of the application behind the middleware. Raises UsageError, EngineError."""
+    status, answer = await ask_inside(app, scope, path, body)
+    try:
+        told = json.loads(answer)
+        if status == 200:
+            return int(told.get("count") or told.get("input_tokens") or 0)
+    except ValueError as error:
+        raise EngineError("the prompt cannot be counted", why=str(error)) from error
+    if status >= 500:
+        raise EngineError("the prompt cannot be counted", why=f"the engine answered {status}")
+    raise UsageError("the prompt cannot be read", why="it is not what this route takes")
+
+
+async def ask_inside(app: Any, scope: Message, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    """POST a body to an application in this process, on behalf of whom ``scope`` is of; returns status and answer."""
     raw = json.dumps(body).encode()
     pending: list[Message] = [{"type": "http.request", "body": raw, "more_body": False}]
     status, answer = 0, b""
@@ -82,12 +96,4 @@ async def count_prompt(app: Any, scope: Message, path: str, body: dict[str, Any]
         "headers": headers,
     }
     await app(asked, receive, send)
-    try:
-        told = json.loads(answer)
-        if status == 200:
-            return int(told.get("count") or told.get("input_tokens") or 0)
-    except ValueError as error:
-        raise EngineError("the prompt cannot be counted", why=str(error)) from error
-    if status >= 500:
-        raise EngineError("the prompt cannot be counted", why=f"the engine answered {status}")
-    raise UsageError("the prompt cannot be read", why="it is not what this route takes")
+    return status, answer

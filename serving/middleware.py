@@ -106,7 +106,9 @@ class TenancyMiddleware:
         tenancy.check_headers(scope["headers"])
         route = tenancy.find_route(scope["method"], scope.get("raw_path") or scope["path"].encode(), scope["path"])
         replica = find_replica(scope, route)
-        caller = find_caller(replica, route, scope["headers"])
+        until_the_last_byte.enter_context(replica.under_way.one())
+        # one that is there already was put there in this process: what comes from outside cannot name its own
+        caller = scope.get(CALLER) or find_caller(replica, route, scope["headers"])
         scope = {**scope, CALLER: caller}
         clean: Headers = [*tenancy.strip_headers(scope["headers"]), (b"x-request-id", request_id.encode())]
         if route.kind != "model":

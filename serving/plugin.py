@@ -1,4 +1,4 @@
-"""vLLM's entry points. With `resolver`, `selftest` and `cpu_lora` the only files that import vllm.
+"""vLLM's entry points. With `entry`, `resolver`, `selftest` and `cpu_lora` the only files that import vllm.
 
     vllm.general_plugins   register()    in every process: our resolver, and the LoRA product on CPU
     vllm.endpoint_plugins  Endpoints()   in the API server: our routes, then the replica behind them
@@ -13,6 +13,7 @@ import asyncio
 import ipaddress
 import logging
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,13 @@ from adapterhub.errors import EngineError, UsageError
 from adapterhub.serving.access import Access
 from adapterhub.serving.arguments import MIDDLEWARE
 from adapterhub.serving.config import ServeConfig
+from adapterhub.serving.draining import drain
 from adapterhub.serving.fairness import Window
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from adapterhub.serving.replica import Replica
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +83,7 @@ class Endpoints:
             engine=VllmEngine(engine_client, state.openai_serving_models, resolver=registered()),
             window=_window(engine_client.vllm_config, self._config),
             access=_access(self._config),
+            app=self._app,
         )
         await replica.access.look()  # a server that cannot tell who asks does not start
         state.adapterhub = replica
@@ -86,6 +91,7 @@ class Endpoints:
         await selftest.check_batching(engine_client, base=base, config=self._config)
         replica.not_ready = ""
         replica.watch()
+        _drain_on_signal(replica, state)
         log.info("ready: %s and the adapters of %s", self._config.base_name, self._config.registry)
 
 
@@ -115,6 +121,26 @@ def _window(vllm_config: Any, config: ServeConfig) -> Window:
         tokens=blocks * cache.block_size or None,
         slots=config.max_loras,
     )
+
+
+def _drain_on_signal(replica: Replica, state: Any) -> None:
+    """SIGUSR1, which `guard` sends, begins a stop; its SIGTERM is vLLM's own affair.
+
+    New connections are the stand-in's at once: vLLM blocks its loop while it shuts down, with whoever waits there.
+    """
+    draining: list[asyncio.Task[None]] = []  # kept: a task that nobody holds may vanish
+
+    def close(why: str) -> None:
+        replica.close(why)
+        for listening in state.server.servers:  # uvicorn's; vLLM puts it there
+            listening.close()
+
+    def begin() -> None:
+        if not draining:
+            going = drain(replica.under_way, close=close, end=lambda: os.kill(os.getpid(), signal.SIGTERM))
+            draining.append(asyncio.create_task(going, name="drain"))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, begin)
 
 
 def _access(config: ServeConfig) -> Access:

@@ -254,6 +254,11 @@ class _Gate:
                 called.set_result(None)
 
 
+def check_redis(url: str) -> None:
+    """Whether limits can be counted there. One that is away now may come. Raises UsageError, MissingDependency."""
+    _redis(url)
+
+
 def _storage(limiter: SlidingWindowCounterRateLimiter) -> Storage:
     storage = limiter.storage
     assert isinstance(storage, MemoryStorage | RedisStorage)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adapterhub.base import BaseModel
-from adapterhub.errors import AdapterHubError, StorageError
+from adapterhub.errors import AdapterHubError, Conflict, Gone, InvalidName, NotFound, StorageError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Registry
@@ -27,13 +27,16 @@ from adapterhub.serving.access import Access
 from adapterhub.serving.admission import Admission
 from adapterhub.serving.callers import Caller
 from adapterhub.serving.config import ServeConfig
+from adapterhub.serving.draining import UnderWay
 from adapterhub.serving.fairness import Window
 from adapterhub.serving.models import card, list_models
 from adapterhub.serving.quota import Quota
 from adapterhub.serving.residency import Engine, Residency
 from adapterhub.serving.rollout import Rollout
+from adapterhub.serving.scoring import Scoring, try_again
 from adapterhub.serving.trials import Trials
 from adapterhub.serving.versions import Versions
+from adapterhub.serving.webhook import Webhook
 from adapterhub.serving.workingset import WorkingSet
 
 log = logging.getLogger(__name__)
@@ -54,8 +57,12 @@ class Replica:
         engine: Engine,
         access: Access | None = None,
         window: Window | None = None,
+        app: Any = None,
     ) -> None:
-        """``access`` decides who may come in; by default the single user. ``window`` is what the engine takes."""
+        """``access`` decides who may come in; by default the single user. ``window`` is what the engine takes.
+
+        ``app`` is the application around it, which is asked the prompts that score a candidate.
+        """
         self.config = config
         self.access = access or Access()
         self.base = base
@@ -70,13 +77,37 @@ class Replica:
         )
         self.quota = Quota(config.redis)
         self.admission = Admission(window or Window(slots=config.max_loras))
-        self.rollout = Rollout(registry, warm=self.residency.ensure, blocking=self.blocking)
-        self.trials = Trials(registry, blocking=self.blocking, moved=self.rollout.look, clock=time.monotonic)
+        self.webhook = _webhook(config)
+        self.trials = Trials(
+            registry,
+            blocking=self.blocking,
+            moved=lambda: self.rollout.look(),  # which is made below: each needs the other
+            clock=time.monotonic,
+            score=Scoring(app, config.prompts).score,
+        )
+        self.rollout = Rollout(
+            registry,
+            warm=self.residency.ensure,
+            blocking=self.blocking,
+            approve=self.trials.approve,
+            tell=self.webhook.tell if self.webhook else lambda event: None,
+        )
         self._working_set_path = workingset.path_of(
             config.cache, registry=config.registry, base=base.fingerprint.content
         )
-        self.not_ready = "it is starting"  # empty: ready
+        self.not_ready = "it is starting"  # empty: ready, as long as the engine lives
+        self.under_way = UnderWay()
+        self._engine = engine
         self._watchers: list[asyncio.Task[None]] = []
+
+    @property
+    def why_not_ready(self) -> str:
+        """Empty where requests are taken."""
+        return self.not_ready or ("its engine ended" if self._engine.is_dead else "")
+
+    def close(self, why: str) -> None:
+        """Take no new requests from now on."""
+        self.not_ready = why
 
     async def blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking function on one of our own threads."""
@@ -107,6 +138,10 @@ class Replica:
             "the registry": self.rollout.watch(poll_seconds=config.poll_seconds, rescan_seconds=config.rescan_seconds)
         }
         watched["the working set"] = self._keep_working_set()
+        if self.webhook is not None:
+            watched["the webhook"] = self.webhook.deliver()
+        if config.prompts is not None:
+            watched["candidates"] = try_again(self._score_candidates, seconds=config.score_seconds)
         if self.access.needs_keys:
             watched["tenants and keys"] = self.access.watch(poll_seconds=config.poll_seconds)
         for what, watching in watched.items():
@@ -120,14 +155,31 @@ class Replica:
             log.error("the watcher of %s ended", what, exc_info=task.exception())
 
     async def restore(self) -> None:
-        """Load what this replica held before it was restarted, the last used first, while there is room."""
+        """Load what this replica held before it was restarted, while there is room: pins first, then the last used."""
         kept = await self.blocking(workingset.read, self._working_set_path)
+        for text in kept.pins:
+            await self._restore_pin(text)
         for text in reversed(kept.versions):
             if self.residency.places.is_full:
                 break
             await self._restore(text, load=True)
         for text in kept.references:
             await self._restore(text, load=False)
+
+    async def _restore_pin(self, text: str) -> None:
+        """A pin stays while the registry is away; it ends with its version."""
+        try:
+            self.residency.places.pin(text)
+            await self.rollout.current(AdapterRef.parse(text))
+        except Conflict as error:
+            log.warning("%s", error)
+            return
+        except (NotFound, Gone, InvalidName):
+            self.residency.places.unpin(text)
+        except AdapterHubError as error:
+            log.warning("%s stays pinned, and cannot be loaded now: %s", text, error)
+            return
+        await self._restore(text, load=True)
 
     async def _restore(self, text: str, *, load: bool) -> None:
         try:
@@ -140,7 +192,7 @@ class Replica:
     def working_set(self) -> WorkingSet:
         resident = self.residency.places.resident
         in_use = [str(p.ref) for p in self.rollout.pointers if str(p.ready.main.record.ref) in resident]
-        return WorkingSet(versions=resident, references=tuple(in_use))
+        return WorkingSet(versions=resident, references=tuple(in_use), pins=self.residency.places.pins)
 
     async def _keep_working_set(self) -> None:
         """Restore it, then write it down as it changes."""
@@ -157,6 +209,11 @@ class Replica:
                         log.warning("what is loaded cannot be written down for the next start: %s", error)
                     failed = True
             await asyncio.sleep(self.config.poll_seconds)
+
+    async def _score_candidates(self) -> None:
+        for pointer in self.rollout.pointers:
+            if pointer.ready.candidate is not None:
+                await self.trials.score_again(pointer.ref, pointer.ready)
 
     async def poll(self) -> None:
         """Look at the registry now; returns when what moved is served. Raises StorageError."""
@@ -176,8 +233,8 @@ class Replica:
         """What ``GET /adapterhub/state`` says."""
         places = self.residency.places
         return {
-            "ready": not self.not_ready,
-            "not_ready": self.not_ready or None,
+            "ready": not self.why_not_ready,
+            "not_ready": self.why_not_ready or None,
             "base": {"name": self.config.base_name, "content": self.base.fingerprint.content},
             "max_loras": self.config.max_loras,
             "max_cpu_loras": self.config.max_cpu_loras,
@@ -191,9 +248,16 @@ class Replica:
                     "wanted": str(p.wanted.main.record.ref),
                     "shares": {str(version.record.version): weight for version, weight in p.ready.shares},
                     "trial": self.trials.counts(p.ref, p.ready) or None,
+                    "score": self.trials.score_of(p.ref, p.ready),
                     "refused": str(p.refusal) if p.refusal else None,
                     "problem": p.problem or None,
                 }
                 for p in self.rollout.pointers
             ],
         }
+
+
+def _webhook(config: ServeConfig) -> Webhook | None:
+    if config.webhook is None:
+        return None
+    return Webhook(config.webhook, secret=config.webhook_secret, server=f"{config.host}:{config.port}")

@@ -39,6 +39,10 @@ class Engine(Protocol):
     async def forget(self, name: str) -> None:
         """Free it. Nobody uses it."""
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether it ended, and answers nothing any more."""
+
 
 class Places:
     """Leases on named adapters, at most ``capacity`` of them resident.
@@ -99,6 +103,10 @@ class Places:
 
     def unpin(self, name: str) -> None:
         self._pins.discard(name)
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        return tuple(sorted(self._pins))
 
     def is_pinned(self, name: str) -> bool:
         return name in self._pins

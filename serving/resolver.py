@@ -13,8 +13,9 @@ from typing import Any
 
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from adapterhub.errors import Unsupported
+from adapterhub.errors import EngineError, EngineRefused
 
 log = logging.getLogger(__name__)
 
@@ -60,19 +61,27 @@ class VllmEngine:
         self._resolver = resolver
 
     async def load(self, name: str, path: Path) -> None:
-        """Raises Unsupported where vLLM does not take it."""
+        """Raises EngineRefused where vLLM does not take it, EngineError where it ended."""
         self._resolver.paths[name] = path
         try:
             answer = await self._models.resolve_lora(name)
+        except EngineDeadError as error:
+            raise EngineError(f"{name} cannot be loaded", why="the engine ended") from error
         finally:
             del self._resolver.paths[name]
             request = self._resolver.requests.pop(name, None)
         if isinstance(answer, LoRARequest):
             log.info("loaded %s", name)
             return
+        if self.is_dead:
+            raise EngineError(f"{name} cannot be loaded", why="the engine ended")
         if request is not None:
             await self._client.remove_lora(request.lora_int_id)  # it may be half in
-        raise Unsupported(f"{name} cannot be loaded", why="the engine refuses it; its log says why")
+        raise EngineRefused(f"{name} cannot be loaded", why="the engine refuses it; its log says why")
+
+    @property
+    def is_dead(self) -> bool:
+        return bool(self._client.errored)
 
     async def forget(self, name: str) -> None:
         request = self._models.lora_requests.pop(name)

@@ -28,12 +28,17 @@ from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Registry, Version
 from adapterhub.serving.canary import pick
 from adapterhub.serving.deployment import Deployment, read_deployment
+from adapterhub.serving.events import Event, event_of
 
 log = logging.getLogger(__name__)
 
 _MOST_UNKNOWN = 10_000  # references that are remembered not to be there; more are looked up each time
 
 Blocking = Callable[..., Awaitable[Any]]  # runs a blocking function, with its arguments, off the event loop
+
+
+async def _approved(ref: AdapterRef, deployment: Deployment) -> None:
+    """Whatever is loaded."""
 
 
 @dataclass
@@ -55,11 +60,23 @@ class Pointer:
 class Rollout:
     """The references in use on this replica. One event loop; not for threads."""
 
-    def __init__(self, registry: Registry, *, warm: Callable[[Record], Awaitable[None]], blocking: Blocking) -> None:
-        """``warm`` makes a version ready to answer at once."""
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        warm: Callable[[Record], Awaitable[None]],
+        blocking: Blocking,
+        approve: Callable[[AdapterRef, Deployment], Awaitable[None]] = _approved,
+        tell: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        """``warm`` makes a version ready to answer at once. ``approve`` raises AdapterHubError where what is warm
+        should not get callers all the same. ``tell`` hears what happened, and returns at once.
+        """
         self._registry = registry
         self._warm = warm
         self._blocking = blocking
+        self._approve = approve
+        self._tell = tell
         self._pointers: dict[AdapterRef, Pointer] = {}
         self._learning: dict[AdapterRef, asyncio.Task[Deployment]] = {}
         self._unknown: dict[AdapterRef, NotFound] = {}  # until the next look
@@ -147,8 +164,10 @@ class Rollout:
         cursor = self._cursors.get(tenant) or (await self._blocking(self._registry.changes, tenant)).cursor
         found: Deployment = await self._blocking(read_deployment, self._registry, ref)
         self._cursors.setdefault(tenant, cursor)
-        self._pointers[ref] = Pointer(ref, ready=found, wanted=found)
-        return found
+        pointer = self._pointers[ref] = Pointer(ref, ready=found.until_scored, wanted=found)
+        if not pointer.is_settled:
+            pointer.move = asyncio.create_task(self._bring(pointer), name=f"move {ref}")
+        return pointer.ready
 
     async def _refresh(self, pointers: Iterable[Pointer]) -> None:
         for pointer in list(pointers):
@@ -190,6 +209,7 @@ class Rollout:
                 for version in target.versions:
                     coming = version.record.ref
                     await self._warm(version.record)
+                await self._approve(pointer.ref, target)
                 if not pointer.is_settled and pointer.wanted.is_as(target):
                     self._flip(pointer)
         except AdapterHubError as error:
@@ -200,4 +220,6 @@ class Rollout:
 
     def _flip(self, pointer: Pointer) -> None:
         log.info("%s moves from %s to %s", pointer.ref, pointer.ready, pointer.wanted)
+        event = event_of(pointer.ref, pointer.ready, pointer.wanted)
         pointer.ready, pointer.problem = pointer.wanted, ""
+        self._tell(event)

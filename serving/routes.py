@@ -46,7 +46,5 @@ def _models(started: int) -> Any:
 
 async def ready(request: Request) -> Response:
     """200 once this replica answers requests, and as long as its engine lives."""
-    reason = _replica(request).not_ready
-    if request.app.state.engine_client.errored:
-        reason = "the engine is dead"
+    reason = _replica(request).why_not_ready
     return JSONResponse({"ready": not reason, "reason": reason or None}, status_code=503 if reason else 200)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from adapterhub.errors import HeadersTooLarge, NotFound, UsageError
-from adapterhub.refs import AdapterRef
+from adapterhub.refs import LATEST, AdapterRef
 from adapterhub.serving.arguments import BASE_NAME
 from adapterhub.serving.callers import Caller, Scope
 
@@ -35,7 +35,7 @@ class Route:
     path: str
     kind: Kind
     scope: Scope | None = "inference"  # that a key needs here; None: any
-    takes_template: bool = False  # whether the engine reads `chat_template` from the body
+    takes_template: bool = False  # whether the engine reads `chat_template` from the body, and not from its kwargs
     renders_chat: bool = False  # whether the engine applies a chat template at all
     fills_cache: bool = False  # whether the prompt goes through the engine's prefix cache
 
@@ -64,7 +64,10 @@ _ROUTES = {
         }.items()
         for name in names
     },
-    ("POST", b"/adapterhub/channels"): Route("/adapterhub/channels", "caller", scope="channels"),
+    **{
+        ("POST", f"/adapterhub/{name}".encode()): Route(f"/adapterhub/{name}", "caller", scope="channels")
+        for name in ("channels", *(f"rollout/{verb}" for verb in ("status", "start", "promote", "pause", "abort")))
+    },
 }
 ALWAYS_OPEN = frozenset({"/health", "/ready"})  # answered before the server is ready
 
@@ -162,7 +165,8 @@ def read_model(body: Mapping[str, Any], caller: Caller) -> AdapterRef | None:
 
 def not_found(ref: AdapterRef | str) -> NotFound:
     """The one answer to what is not there and to what may not be seen."""
-    return NotFound(f"the model {ref} does not exist", why="see GET /v1/models")
+    named = str(ref).removesuffix(f"@{LATEST}")  # which nobody has to write
+    return NotFound(f"the model {named} does not exist", why="see GET /v1/models")
 
 
 def check_body(body: Mapping[str, Any]) -> None:
@@ -184,20 +188,23 @@ def rewrite(
 ) -> dict[str, Any]:
     """The body that the engine sees, of one that `check_body` passed.
 
-    ``model`` is the immutable name; ``chat_template`` the adapter's own where it differs from the base's. Raises
-    UsageError where the route cannot apply that.
+    ``model`` is the immutable name; ``chat_template`` the adapter's own where it differs from the base's.
     """
-    if chat_template is not None and route.renders_chat and not route.takes_template:
-        raise UsageError(
-            f"{model} has a chat template of its own, which {route.path} cannot apply",
-            why="use /v1/chat/completions",
-        )
     clean = {k: v for k, v in body.items() if k not in _REFUSED and k != "cache_salt"} | {"model": model}
     if route.fills_cache:
         clean["cache_salt"] = caller.salt(body.get("cache_salt"))
     if chat_template is not None and route.takes_template:
         clean["chat_template"] = chat_template
+    elif chat_template is not None and route.renders_chat and isinstance(kwargs := _kwargs(body), dict):
+        # vLLM takes it from there as long as the server has none of its own: `--chat-template` is refused
+        clean["chat_template_kwargs"] = kwargs | {"chat_template": chat_template}
     return clean
+
+
+def _kwargs(body: Mapping[str, Any]) -> Any:
+    """What a chat template gets beside the messages; where it is no object, the engine says so."""
+    given = body.get("chat_template_kwargs")
+    return {} if given is None else given
 
 
 def _parts(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

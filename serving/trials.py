@@ -7,6 +7,7 @@ the channel from the move that was judged: where another replica or a person was
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import statistics
 from collections import deque
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from adapterhub.errors import AdapterHubError, Conflict
+from adapterhub.errors import AdapterHubError, Conflict, RequirementUnmet
 from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Registry, Version
 from adapterhub.registry.rollouts import Gates
@@ -29,6 +30,11 @@ _BROKEN = b'data: {"error"'  # how vLLM tells of an error inside a stream
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Blocking = Callable[..., Awaitable[Any]]
+
+
+async def _unscored(version: Version) -> float | None:
+    """Where there are no prompts at all."""
+    return None
 
 
 @dataclass
@@ -67,6 +73,13 @@ def verdict(candidate: Tally, stable: Tally, gates: Gates) -> str:
     if slow is not None and usual is not None and slow > gates.max_slowdown * usual:
         return f"its first byte comes after {slow:.3g} s, that of the stable version after {usual:.3g} s"
     return ""
+
+
+def score_verdict(score: float, gates: Gates) -> str:
+    """Why a candidate with this score must go back; empty where it need not."""
+    if gates.min_score is None or score >= gates.min_score:
+        return ""
+    return f"it scores {score:.3g} on the prompts for it, and {gates.min_score:g} are asked"
 
 
 class Sample:
@@ -128,12 +141,18 @@ class Trials:
         blocking: Blocking,
         moved: Callable[[], Awaitable[None]],
         clock: Callable[[], float],
+        score: Callable[[Version], Awaitable[float | None]] = _unscored,
     ) -> None:
-        """``moved`` is told after a rollback, so that it is followed at once; ``clock`` in seconds."""
+        """``moved`` is told after a rollback, so that it is followed at once; ``clock`` in seconds.
+
+        ``score`` asks a version the prompts for its adapter: from 0 to 1, None where there are none.
+        """
         self._registry = registry
         self._blocking = blocking
         self._moved = moved
         self._clock = clock
+        self._score = score
+        self._scores: dict[tuple[AdapterRef, int], float] = {}  # of the candidate, the last time
         self._tallies: dict[tuple[AdapterRef, int], dict[int, Tally]] = {}
         self._decisions: dict[AdapterRef, asyncio.Task[None]] = {}
 
@@ -157,6 +176,36 @@ class Trials:
             for number, t in tallies.items()
         }
 
+    async def approve(self, ref: AdapterRef, deployment: Deployment) -> None:
+        """Score a candidate before it gets callers, where its gates ask for that.
+
+        Raises RequirementUnmet for one that scores too little; its rollback is under way then.
+        """
+        gates, candidate = deployment.gates, deployment.candidate
+        if gates is None or gates.min_score is None or candidate is None or (ref, deployment.seq) in self._scores:
+            return
+        version = next(v for v in deployment.versions if v.record.version == candidate)
+        score = await self._score(version)
+        if score is None:
+            log.warning("%s has no prompts here: --min-score is not looked at", ref)
+            return
+        self._scores = {key: value for key, value in self._scores.items() if key[0] != ref}
+        self._scores[ref, deployment.seq] = score
+        log.info("%s scores %.3g on the prompts for it", version.record.ref, score)
+        if why := score_verdict(score, gates):
+            self._send_back(ref, deployment, why)
+            raise RequirementUnmet(f"{version.record.ref} gets no callers", why=why)
+
+    async def score_again(self, ref: AdapterRef, deployment: Deployment) -> None:
+        """While a candidate has callers: its answers may change with what surrounds it. Raises AdapterHubError."""
+        self._scores.pop((ref, deployment.seq), None)
+        with contextlib.suppress(RequirementUnmet):  # it goes back
+            await self.approve(ref, deployment)
+
+    def score_of(self, ref: AdapterRef, deployment: Deployment) -> float | None:
+        """The candidate's, the last time that it was asked."""
+        return self._scores.get((ref, deployment.seq))
+
     async def settle(self) -> None:
         """Wait for the rollbacks that are under way."""
         await asyncio.gather(*self._decisions.values())
@@ -174,12 +223,16 @@ class Trials:
         stable, gates = deployment.stable, deployment.gates
         if tallies is None or stable is None or gates is None or deployment.candidate is None:
             return
-        why = verdict(tallies[deployment.candidate], tallies[stable.record.version], gates)
-        if why and ref not in self._decisions:
-            log.warning("%s goes back from version %d: %s", ref, deployment.candidate, why)
-            going = self._go_back(ref, deployment, stable.record.version, why)
-            task = self._decisions[ref] = asyncio.create_task(going, name=f"roll {ref} back")
-            task.add_done_callback(lambda _: self._decisions.pop(ref))
+        if why := verdict(tallies[deployment.candidate], tallies[stable.record.version], gates):
+            self._send_back(ref, deployment, why)
+
+    def _send_back(self, ref: AdapterRef, deployment: Deployment, why: str) -> None:
+        if ref in self._decisions or deployment.stable is None:
+            return
+        log.warning("%s goes back from version %d: %s", ref, deployment.candidate, why)
+        going = self._go_back(ref, deployment, deployment.stable.record.version, why)
+        task = self._decisions[ref] = asyncio.create_task(going, name=f"roll {ref} back")
+        task.add_done_callback(lambda _: self._decisions.pop(ref))
 
     async def _go_back(self, ref: AdapterRef, deployment: Deployment, to: int, why: str) -> None:
         """Tried again at the next answer where the registry is away."""

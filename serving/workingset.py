@@ -20,6 +20,7 @@ class WorkingSet:
 
     versions: tuple[str, ...] = ()  # loaded, least recently used first
     references: tuple[str, ...] = ()  # that were asked for: channels and bare names are followed from the start
+    pins: tuple[str, ...] = ()  # versions that an operator wants to be kept
 
 
 def path_of(cache: Path, *, registry: str, base: str) -> Path:
@@ -32,8 +33,8 @@ def read(path: Path) -> WorkingSet:
     """Empty where there is none."""
     try:
         raw = json.loads(path.read_bytes())
-        return WorkingSet(*(tuple(map(str, raw[part])) for part in ("versions", "references")))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return WorkingSet(**{part: tuple(map(str, raw.get(part, ()))) for part in ("versions", "references", "pins")})
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return WorkingSet()
 
 

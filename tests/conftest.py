@@ -37,6 +37,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         "AH_KEY_PASSWORD",
         "AH_DATABASE_URL",
         "AH_REDIS_URL",
+        "AH_WEBHOOK_SECRET",
         "AH_API_KEY",
     ):
         monkeypatch.delenv(name, raising=False)

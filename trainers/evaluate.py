@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import AdapterError, RunFailed
+from adapterhub.scorers import Scorer
 from adapterhub.trainers.config import DataSource, TrainConfig
 from adapterhub.trainers.events import Listener, Stage, ignore
 from adapterhub.trainers.labels import IGNORED, Example
 from adapterhub.trainers.model import load_model
 from adapterhub.trainers.prepare import Prepared, prepare
 from adapterhub.trainers.quiet import quiet
-from adapterhub.trainers.scorers import Scorer
 from adapterhub.trainers.tokenizer import generation_ends
 
 Metrics = Mapping[str, float]

@@ -57,8 +57,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate adapters and versions beside their base: loss, perplexity, and scores of their answers."""
+    from adapterhub.scorers import scorer
     from adapterhub.trainers.evaluate import BASE, Subject, prepare_evaluation
-    from adapterhub.trainers.scorers import scorer
 
     settings = load_settings()
     registry = open_registry(registry_url or settings.registry)

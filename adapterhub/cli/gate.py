@@ -12,10 +12,10 @@ from adapterhub.cli.output import say
 from adapterhub.errors import RequirementUnmet, UsageError
 from adapterhub.manifest import Record
 from adapterhub.registry import Registry
+from adapterhub.scorers import scorer
 from adapterhub.trainers.evaluate import BASE, Subject, prepare_evaluation
 from adapterhub.trainers.requirement import parse_requirement, unmet
 from adapterhub.trainers.run import RESOLVED
-from adapterhub.trainers.scorers import scorer
 
 SUITE = "publish"
 _OURS = "the adapter"

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from adapterhub.cli.output import JsonOption, print_json, print_table
-from adapterhub.errors import AdapterHubError, EngineError, Forbidden, Unauthorized
+from adapterhub.errors import (
+    AdapterHubError,
+    Conflict,
+    EngineError,
+    Forbidden,
+    Gone,
+    NotFound,
+    Unauthorized,
+    UsageError,
+)
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 UrlOption = Annotated[str | None, typer.Option("--url", help=f"The server; default $AH_URL, then {DEFAULT_URL}.")]
@@ -27,8 +36,8 @@ def loaded(url: UrlOption = None, as_json: JsonOption = False) -> None:
     print_table(["VERSION", "REQUESTS", "PINNED"], rows)
 
 
-def admin(method: str, path: str, *, url: str | None, body: Any = None) -> Any:
-    """An answer of the admin API. Raises Unauthorized, Forbidden, EngineError."""
+def admin(method: str, path: str, *, url: str | None, body: Any = None, scope: str = "admin") -> Any:
+    """An answer of the admin API, which takes a key with ``scope``. Raises AdapterHubError."""
     import httpx
 
     server = (url or os.environ.get("AH_URL") or DEFAULT_URL).rstrip("/").removesuffix("/v1")
@@ -45,12 +54,15 @@ def admin(method: str, path: str, *, url: str | None, body: Any = None) -> Any:
         raise EngineError(f"{server} is no AdapterHub server", why="its answer is not JSON") from error
     if answer.is_success:
         return told
-    raise _refusal(answer.status_code, str(told.get("error", {}).get("message", answer.text)))
+    raise _refusal(answer.status_code, str(told.get("error", {}).get("message", answer.text)), scope)
 
 
-def _refusal(status: int, message: str) -> AdapterHubError:
+def _refusal(status: int, message: str, scope: str) -> AdapterHubError:
     if status == 401:
         return Unauthorized("the server asks for an API key", why=message, hint="export AH_API_KEY=ah_…")
     if status == 403:
-        return Forbidden("this key may not do that", why=message, hint="ah key create TENANT --scope admin")
+        return Forbidden("this key may not do that", why=message, hint=f"ah key create TENANT --scope {scope}")
+    kinds = {400: UsageError, 404: NotFound, 409: Conflict, 410: Gone, 422: UsageError}
+    if status in kinds:
+        return kinds[status](message)
     return EngineError(f"the server refused ({status})", why=message)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,9 @@ from adapterhub.cli.sizes import parse_size
 from adapterhub.errors import UsageError
 from adapterhub.registry.signing import Signers
 from adapterhub.settings import load_settings
+
+if TYPE_CHECKING:
+    from adapterhub.serving.supervisor import Supervisor
 
 
 def serve(
@@ -51,6 +55,26 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FOLDER",
+            help="TENANT/ADAPTER.jsonl: prompts by which candidates are scored.",
+            show_default=False,
+        ),
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option("--webhook", metavar="URL", help="Is told of swaps and rollouts; signed with $AH_WEBHOOK_SECRET."),
+    ] = None,
+    drain_seconds: Annotated[
+        float, typer.Option("--drain-seconds", min=0, help="What a stop gives running requests to finish.")
+    ] = 30,
+    restarts: Annotated[
+        int,
+        typer.Option("--restarts", min=0, help="How often in a row an engine that ends by itself is started again."),
+    ] = 5,
     require_signed_by: SignedByOption = None,
     bundle: BundleOption = None,
     vllm_flags: Annotated[
@@ -60,6 +84,7 @@ def serve(
     """Serve a base model and every adapter of the registry, over the OpenAI API.
 
     Adapters are loaded when they are first asked for; a channel that moves is followed without a restart.
+    Ctrl-C and SIGTERM let running requests finish; a second one ends the server at once.
 
     Example: ah serve --base Qwen/Qwen3-0.6B -- --enforce-eager
     """
@@ -68,6 +93,7 @@ def serve(
     from adapterhub.serving.arguments import ServeOptions
     from adapterhub.serving.database import default_url
     from adapterhub.serving.engine import Engine
+    from adapterhub.serving.supervisor import Supervisor
 
     settings = load_settings()
     signers = Signers.read(path.absolute() for path in require_signed_by or settings.require_signed_by)
@@ -94,23 +120,43 @@ def serve(
         keys=keys,
         database=settings.database_url or default_url(settings.home),
         redis=settings.redis_url,
+        webhook=webhook,
+        webhook_secret=settings.webhook_secret or "",
+        prompts=prompts.absolute() if prompts else None,
         cache_limit=parse_size(cache_limit, flag="--cache-limit") if cache_limit else None,
         vllm_args=tuple(vllm_flags or ()),
     )
     begun = time.monotonic()
-    engine = Engine(options, say=lambda line: say(f"[dim]{time.monotonic() - begun:5.1f} s[/]  {escape(line)}"))
+
+    def tell(line: str) -> None:
+        say(f"[dim]{time.monotonic() - begun:5.1f} s[/]  {escape(line)}")
+
+    engine = Engine(options, say=tell)
+    supervisor = Supervisor(engine, restarts=restarts, say=tell)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    is_up = False
     try:
-        engine.start()
+        supervisor.start()
+        is_up = True
         say(f"[bold green]ready[/] after {time.monotonic() - begun:.0f} s: {engine.base_url}  (log: {engine.log})")
         say(escape(_curl(engine.base_url, engine.launch.example, with_key=engine.launch.needs_keys)))
-        engine.wait()
+        supervisor.run()
     except KeyboardInterrupt:
-        say("stopping …")
+        if is_up:
+            _drain(supervisor, drain_seconds)
     finally:
         engine.stop()
     say("stopped; no process is left")
+
+
+def _drain(supervisor: Supervisor, seconds: float) -> None:
+    """Let running requests finish, unless somebody is in a hurry."""
+    say(f"finishing what runs, for at most {seconds:.0f} s; once more to stop at once …")
+    try:
+        supervisor.drain(seconds)
+    except KeyboardInterrupt:
+        say("stopping at once …")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,10 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from adapterhub.base import find_base
+from adapterhub.refs import AdapterName
+from adapterhub.registry import draft, open_registry
 from adapterhub.serving.guard import session_processes
 
 pytestmark = pytest.mark.engine
@@ -27,10 +32,21 @@ class Served:
         self._said = folder / "said.txt"
         with self._said.open("wb") as said:
             registry = (folder / "registry").as_uri()
-            flags = ["--base", base, "--port", "0", "--registry", registry, "--max-model-len", "512"]
+            flags = [
+                "--base",
+                base,
+                "--port",
+                "0",
+                "--registry",
+                registry,
+                "--max-model-len",
+                "512",
+                "--drain-seconds",
+                "600",
+            ]
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "adapterhub.cli.main", "serve", *flags, "--", "--enforce-eager"],
-                env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"},
+                env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "AH_HOME": str(folder / "home")},
                 stderr=said,
             )
         self.until(self._children)
@@ -46,6 +62,15 @@ class Served:
         url = re.search(r"ready after .*: (http://\S+)/v1", self.said)
         assert url, self.said
         return url[1]
+
+    @contextlib.contextmanager
+    def stream(self, url: str) -> Iterator[Iterator[Any]]:
+        """The chunks of an answer of 450 tokens, from its second on."""
+        body = {"model": "base", "prompt": "a", "max_tokens": 450, "stream": True, "ignore_eos": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60, trust_env=False) as answer:
+            chunks = (json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {"))
+            assert next(chunks)["choices"]
+            yield chunks
 
     def engine(self) -> list[int]:
         return session_processes(self.guard)
@@ -75,29 +100,68 @@ def serve(base_dir: Path, tmp_path: Path) -> Iterator[Served]:
         served.end()
 
 
-def test_an_engine_killed_while_it_streams_is_a_crash_that_says_so(serve: Served) -> None:
-    body = {"model": "base", "prompt": "a", "max_tokens": 450, "stream": True, "ignore_eos": True}
-    with httpx.stream("POST", f"{serve.ready()}/v1/completions", json=body, timeout=60, trust_env=False) as answer:
-        chunks = (json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {"))
-        assert next(chunks)["choices"]
-        core = next(pid for pid in serve.engine() if "EngineCore" in Path(f"/proc/{pid}/cmdline").read_text())
-        os.kill(core, signal.SIGKILL)
-        with pytest.raises((httpx.TransportError, AssertionError)):
-            assert [chunk for chunk in chunks if "error" in chunk] == []
-            raise AssertionError("the stream ended as if it were whole")
-    assert serve.process.wait(timeout=60) == 1
-    assert "error: the engine ended by itself" in serve.said
-    assert ".log" in serve.said.rsplit("next:", 1)[1]
-    serve.until(lambda: not serve.engine())
+def test_an_engine_that_is_killed_comes_back_and_a_stop_lets_requests_finish(
+    serve: Served, base_dir: Path, adapter_writer: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One server through its life: two starts of the engine are paid for once."""
+    registry, base = open_registry((tmp_path / "registry").as_uri()), find_base(str(base_dir))
+    folder = adapter_writer(tmp_path / "adapter", base=base_dir, targets=("o_proj",))
+    registry.publish(draft(folder, base=base), name=AdapterName.parse("acme/support"), author="tests")
+    url = serve.ready()
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+        assert http.post("/v1/completions", json={"model": "acme/support", "prompt": "a"}).status_code == 200
+        kept = tmp_path / "home" / "cache" / "working-sets"
+        serve.until(lambda: "acme/support@1" in "".join(file.read_text() for file in kept.glob("*.json")))
+        with serve.stream(url) as chunks:
+            core = next(pid for pid in serve.engine() if "EngineCore" in Path(f"/proc/{pid}/cmdline").read_text())
+            os.kill(core, signal.SIGKILL)
+            with pytest.raises((httpx.TransportError, AssertionError)):
+                assert [chunk for chunk in chunks if "error" in chunk] == []
+                raise AssertionError("the stream ended as if it were whole")
+    refusals, resets = [], []
+
+    def is_back() -> bool:
+        """No connection is refused in between; one that came in the very instant of a change may be reset."""
+        try:
+            answer = httpx.post(f"{url}/v1/completions", json={"model": "base", "prompt": "a"}, timeout=60)
+        except (httpx.ReadError, httpx.RemoteProtocolError) as reset:
+            resets.append(reset)
+            return False
+        refusals.append(answer)
+        return answer.status_code == 200
+
+    serve.until(is_back, seconds=300)
+    assert {(a.status_code, a.headers["retry-after"]) for a in refusals[:-1]} == {(503, "5")}
+    assert len(resets) <= 2 < len(refusals)
+    assert "starting it again in 1 s (1 of 5)" in serve.said
+    held = lambda: httpx.get(f"{url}/adapterhub/loaded", trust_env=False).json()  # noqa: E731
+    serve.until(lambda: [entry["model"] for entry in held()] == ["acme/support@1"])
+
+    with serve.stream(url) as chunks:
+        serve.process.send_signal(signal.SIGTERM)
+        serve.until(lambda: httpx.get(f"{url}/ready", trust_env=False).status_code == 503)
+        refused = httpx.post(f"{url}/v1/completions", json={"model": "base", "prompt": "a"}, trust_env=False)
+        assert refused.status_code == 503
+        assert (refused.headers["retry-after"], refused.headers["connection"]) == ("5", "close")
+        rest = list(chunks)
+    assert rest[-1]["choices"][0]["finish_reason"] == "length", "it was cut off"
+    assert serve.process.wait(timeout=60) == 0
+    assert serve.engine() == []
 
 
-def test_ctrl_c_ends_every_process(serve: Served) -> None:
+def test_ctrl_c_twice_ends_every_process_at_once(serve: Served) -> None:
     url = serve.ready()
     assert "curl " in serve.said
     assert "no API keys" in serve.said
     assert httpx.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["id"] == "base"
     assert len(serve.engine()) >= 4  # guard, API server, engine core, worker
-    serve.process.send_signal(signal.SIGINT)
+    with serve.stream(url) as chunks:
+        serve.process.send_signal(signal.SIGINT)
+        serve.until(lambda: "finishing what runs" in serve.said)
+        serve.process.send_signal(signal.SIGINT)
+        with pytest.raises((httpx.TransportError, AssertionError)):
+            assert len(list(chunks)) >= 449, "cut off"
+            raise AssertionError("it was let to finish")
     assert serve.process.wait(timeout=60) == 0
     assert serve.engine() == []
     with pytest.raises(httpx.ConnectError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.base import BaseModel, find_base
-from adapterhub.errors import Unsupported
+from adapterhub.errors import EngineRefused
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, draft, open_registry
@@ -34,6 +34,7 @@ class MemoryEngine:
         self.gate.set()
         self.failure: Exception | None = None
         self.refused = ""  # a name that it does not take
+        self.is_dead = False
 
     async def load(self, name: str, path: Path) -> None:
         self.loads.append(name)
@@ -41,7 +42,7 @@ class MemoryEngine:
         if self.failure is not None:
             raise self.failure
         if name == self.refused:
-            raise Unsupported(f"{name} cannot be loaded")
+            raise EngineRefused(f"{name} cannot be loaded")
         assert (path / "adapter_config.json").is_file(), "vLLM would end here"
         assert name not in self.held, "loaded twice"
         assert len(self.held) < self.capacity, "vLLM would evict what may be in use"

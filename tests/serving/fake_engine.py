@@ -1,20 +1,25 @@
 """A program with the manners of an engine: children, a ready route, and every way to end. Run by test_engine.py.
 
-fake_engine.py PORT [crash-at-start | ends-by-itself | ignores-sigterm | never-ready]
+fake_engine.py PORT [crash-at-start | ignores-sigterm | never-ready | busy]
+Where the file BROKEN_IF_THERE is, it does not start.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(503 if manner == "never-ready" else 200)
+        global dead
+        dead = dead or self.path == "/die"
+        self.send_response(503 if manner == "never-ready" or (dead and self.path == "/health") else 200)
         self.send_header("content-length", "0")
         self.end_headers()
         if self.path == "/end":
@@ -24,7 +29,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-port, manner = int(sys.argv[1]), sys.argv[2]
+class Server(ThreadingHTTPServer):
+    allow_reuse_port = True
+    daemon_threads = True
+
+
+port, manner, dead = int(sys.argv[1]), sys.argv[2], False
 print("INFO 01-01 00:00:00 adapterhub.serving.rollout: following 3 adapters", flush=True)
 print("(APIServer) INFO 01-01 00:00:00 [x.py:1] noise", flush=True)
 if manner == "crash-at-start":
@@ -34,7 +44,9 @@ if manner == "ignores-sigterm":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+if Path(os.environ.get("BROKEN_IF_THERE", "")).is_file():
+    sys.exit(3)
+signal.signal(signal.SIGUSR1, lambda *_: None if manner == "busy" else sys.exit(0))
 subprocess.Popen([sys.executable, "-c", SLEEPER])  # outlives its parent unless somebody ends it
-server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-server.daemon_threads = True
+server = Server(("127.0.0.1", port), Handler)
 server.serve_forever()

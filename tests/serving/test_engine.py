@@ -18,7 +18,8 @@ import pytest
 from adapterhub.errors import EngineError, MissingDependency, NotFound, UsageError
 from adapterhub.serving import engine as engines
 from adapterhub.serving.arguments import ServeOptions
-from adapterhub.serving.engine import Engine, Launch, cause, prepare, telling
+from adapterhub.serving.engine import Engine, Launch, prepare
+from adapterhub.serving.enginelog import cause, telling
 from adapterhub.serving.guard import session_processes
 
 PROGRAM = Path(__file__).with_name("fake_engine.py")

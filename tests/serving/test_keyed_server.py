@@ -372,11 +372,43 @@ class TestAdmin:
         assert registry.channels(AdapterName.parse("globex/desk"))["prod"].main.version == 1
         assert (await server.http.get("/adapterhub/loaded", headers=key)).status_code == 403
 
+    async def test_a_rollout_of_ones_own_from_start_to_end(
+        self, server: Server, publish: Callable[..., Record], registry: Registry
+    ) -> None:
+        publish("acme/own", channel="prod")
+        publish("acme/own")
+        publish("globex/desk", channel="prod")
+        key = await server.key("acme", scopes={"channels"})
+
+        async def verb(name: str, channel: str = "acme/own@prod", **body: Any) -> httpx.Response:
+            path = f"/adapterhub/rollout/{name}"
+            return await server.http.post(path, json={"channel": channel} | body, headers=key)
+
+        told = (await verb("start", candidate="2", weight=20, max_error_rate=0.5, why="new tone")).json()
+        assert told["ready"] == {"acme/own@1": 80, "acme/own@2": 20}
+        assert (told["trial"]["phase"], told["trial"]["gates"]["max_error_rate"]) == ("running", 0.5)
+        move = registry.channels(AdapterName.parse("acme/own"))["prod"]
+        assert move.why == "new tone" and move.who.startswith("key ")
+        assert (await verb("pause")).json()["trial"]["phase"] == "paused"
+        assert (await verb("start", candidate="2")).json()["ready"]["acme/own@2"] == 5
+        assert (await verb("promote")).json()["ready"] == {"acme/own@2": 100}
+        assert (await verb("status")).json()["trial"]["phase"] == "promoted"
+        for name in ("status", "start", "abort"):
+            body = {"candidate": "1"} if name == "start" else {}
+            assert (await verb(name, "globex/desk@prod", **body)).status_code == 404
+            assert (await verb(name, "globex/none@prod", **body)).status_code == 404
+        for wrong in ({"candidate": "2", "weight": 0}, {"candidate": "2", "weight": 5, "min_score": 7}):
+            assert (await verb("start", **wrong)).status_code == 400
+        assert (await verb("abort", "acme/own@1")).status_code == 400
+        assert (await verb("start")).status_code == 422
+        assert (await server.http.post("/adapterhub/rollout/status", json={}, headers={})).status_code == 401
+
     async def test_it_describes_itself_and_tells_no_password(self, server: Server, config: ServeConfig) -> None:
         key = await server.key("acme", scopes={"admin"})
         described = (await server.http.get("/adapterhub/openapi.json", headers=key)).json()
         assert {"/adapterhub/loaded", "/adapterhub/load", "/adapterhub/pin", "/adapterhub/forget",
-                "/adapterhub/config", "/adapterhub/channels"} <= set(described["paths"])  # fmt: skip
+                "/adapterhub/config", "/adapterhub/channels", "/adapterhub/rollout/status", "/adapterhub/rollout/start",
+                "/adapterhub/rollout/abort"} <= set(described["paths"])  # fmt: skip
         secret = replace(config, database="postgresql://ana:secret@db/ah", redis="redis://:secret@r/0")
         server.replica.config = secret
         answer = await server.http.get("/adapterhub/config", headers=key)

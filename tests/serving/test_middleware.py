@@ -185,10 +185,8 @@ class TestTheWayIn:
         assert "chat_template" not in inner.seen[-1]
         await chat(client, "acme/own")
         assert inner.seen[-1]["chat_template"] == "{{ messages[0].content }}"
-        answer = await client.post("/v1/messages", json={"model": "acme/own", "messages": HELLO})
-        assert answer.status_code == 400
-        assert answer.json()["type"] == "error"
-        assert CHAT in answer.json()["error"]["message"]
+        await client.post("/v1/messages", json={"model": "acme/own", "messages": HELLO})
+        assert inner.seen[-1]["chat_template_kwargs"] == {"chat_template": "{{ messages[0].content }}"}
 
 
 class TestTrial:
@@ -243,7 +241,7 @@ class TestFaults:
         publish("acme/broken")
         engine.refused = "acme/broken@1"
         answers = await asyncio.gather(*(chat(client, m) for _ in range(10) for m in ("acme/good", "acme/broken")))
-        assert [answer.status_code for answer in answers] == [200, 422] * 10
+        assert [answer.status_code for answer in answers] == [200, 400] * 10
         assert "acme/broken@1 cannot be loaded" in answers[1].text
         assert engine.loads.count("acme/broken@1") == 1, "everybody's loads wait for each"
 
@@ -479,7 +477,6 @@ class TestOurRoutes:
         app = FastAPI()
         routes.attach(app)
         app.state.adapterhub = replica
-        app.state.engine_client = Healthy()
         app.state.openai_serving_models = Serving()
         app.add_middleware(TenancyMiddleware)
         return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost:8000")
@@ -534,15 +531,13 @@ class TestOurRoutes:
         await engine.until(lambda: replica.not_ready)
         assert (await client.get("/ready")).status_code == 503
 
-    async def test_ready_ends_with_the_engine(self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Healthy, "errored", True)
+    async def test_ready_ends_with_the_engine(self, client: httpx.AsyncClient, engine: Any) -> None:
+        engine.is_dead = True
         assert (await client.get("/ready")).status_code == 503
-
-
-class Healthy:
-    """vLLM's engine client, as far as ``/ready`` asks it."""
-
-    errored = False
+        answer = await chat(client, "base")
+        assert answer.status_code == 503
+        assert (answer.headers["retry-after"], answer.headers["connection"]) == ("5", "close")
+        assert "its engine ended" in answer.json()["error"]["message"]
 
 
 class Serving:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.errors import StorageError, Unsupported
+from adapterhub.errors import EngineRefused, StorageError
 from adapterhub.manifest import Record
 from adapterhub.serving.residency import Places, Residency
 
@@ -175,7 +175,7 @@ async def test_what_the_engine_refused_is_not_tried_at_once_again(
     residency = Residency(engine, capacity=3, prepare=prepare, clock=lambda: now[0])
     engine.refused = "acme/a@1"
     for _ in range(5):
-        with pytest.raises(Unsupported):
+        with pytest.raises(EngineRefused):
             await residency.ensure(records["a"])
     assert engine.loads == ["acme/a@1"]
     await residency.ensure(records["b"])

@@ -213,9 +213,10 @@ class TestBody:
     def test_an_adapters_own_template_goes_with_the_request(self) -> None:
         for route in (CHAT, TOKENIZE):
             assert rewrite({}, route=route, chat_template="{{ x }}")["chat_template"] == "{{ x }}"
-        with pytest.raises(UsageError, match="chat/completions"):
-            rewrite({}, route=MESSAGES, chat_template="{{ x }}")
-        assert "chat_template" not in rewrite({}, route=MESSAGES)
+        sent = rewrite({"chat_template_kwargs": {"a": 1}}, route=MESSAGES, chat_template="{{ x }}")
+        assert sent["chat_template_kwargs"] == {"a": 1, "chat_template": "{{ x }}"}
+        assert "chat_template" not in sent, "the engine does not look there on this route"
+        assert not rewrite({}, route=MESSAGES).keys() & {"chat_template", "chat_template_kwargs"}
 
 
 class TestHeaders:

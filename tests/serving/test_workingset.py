@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from adapterhub.base import BaseModel
+from adapterhub.errors import StorageError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Registry
@@ -69,6 +70,35 @@ async def test_it_takes_no_more_than_there_is_room_for_the_last_used_first(
     workingset.write(replica._working_set_path, WorkingSet(tuple(f"{name}@1" for name in names)))
     await replica.restore()
     assert engine_of(replica).loads == ["acme/e@1", "acme/d@1", "acme/c@1"]
+
+
+async def test_pins_are_kept_over_restarts_and_come_first(restarted: Callable[[], Replica], publish: Publish) -> None:
+    names = [f"acme/{letter}" for letter in "abcd"]
+    for name in names:
+        publish(name)
+    replica = restarted()
+    replica.residency.places.pin("acme/a@1")
+    assert replica.working_set().pins == ("acme/a@1",)
+    versions = tuple(f"{name}@1" for name in names)
+    workingset.write(replica._working_set_path, WorkingSet(versions, pins=("acme/gone@1", *replica.working_set().pins)))
+    after = restarted()
+    await after.restore()
+    assert engine_of(after).loads == ["acme/a@1", "acme/d@1", "acme/c@1"]
+    assert after.working_set().pins == ("acme/a@1",)
+
+
+async def test_a_registry_that_is_away_at_the_start_costs_no_pin(
+    restarted: Callable[[], Replica], publish: Publish, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*args: object, **options: object) -> None:
+        raise StorageError("the registry is away")
+
+    publish()
+    replica = restarted()
+    workingset.write(replica._working_set_path, WorkingSet(pins=("acme/support@1",)))
+    monkeypatch.setattr(registry, "changes", away)
+    await replica.restore()
+    assert replica.working_set().pins == ("acme/support@1",)
 
 
 async def test_what_is_gone_is_left_out(restarted: Callable[[], Replica], publish: Publish, registry: Registry) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub.errors import RunFailed, UsageError
+from adapterhub.scorers import scorer
 from adapterhub.trainers.requirement import parse_requirement, unmet
-from adapterhub.trainers.scorers import scorer
 
 CALL = '<tool_call>\n{"name": "find", "arguments": {"id": 7}}\n</tool_call>'
 
@@ -18,6 +18,8 @@ CALL = '<tool_call>\n{"name": "find", "arguments": {"id": 7}}\n</tool_call>'
     [
         ("exact_match", " yes\n", "yes", 1),
         ("exact_match", "Yes", "yes", 0),
+        ("contains", "It is Paris.", "Paris", 1),
+        ("contains", "It is paris.", "Paris", 0),
         ("json", '{"a": [1]}', "", 1),
         ("json", "Sure: {}", "", 0),
         ("tool_name", '{"name": "find", "parameters": {"id": 8}}', CALL, 1),

@@ -1,6 +1,7 @@
 """What an answer is worth beside the one that was hoped for: each scorer is a function of two texts, from 0 to 1.
 
 exact_match      the same text, apart from white space around it
+contains         the answer holds the text that was hoped for
 json             JSON, whole
 tool_name        calls the same functions
 tool_call        calls the same functions with the same arguments
@@ -65,6 +66,10 @@ def _exact_match(answer: str, reference: str) -> float:
     return float(answer.strip() == reference.strip())
 
 
+def _contains(answer: str, reference: str) -> float:
+    return float(reference.strip() in answer)
+
+
 def _json(answer: str, reference: str) -> float:
     try:
         json.loads(answer)
@@ -86,6 +91,7 @@ def _tool_call(answer: str, reference: str) -> float:
 
 _BY_NAME: Mapping[str, Scorer] = {
     "exact_match": _exact_match,
+    "contains": _contains,
     "json": _json,
     "tool_name": _tool_name,
     "tool_call": _tool_call,
