@@ -62,6 +62,13 @@ def export(
         int | None,
         typer.Option("--group-size", metavar="N", help="Columns under one scale of w4a16: 128, 64 or 32; default 128."),
     ] = None,
+    kl_divergence: Annotated[
+        bool,
+        typer.Option(
+            "--kl-divergence",
+            help="Compare the quantised model's answers with those without --quantize; loads each in float32.",
+        ),
+    ] = False,
     base_precision: Annotated[
         str | None,
         typer.Option(
@@ -119,6 +126,7 @@ def export(
         "--dtype": dtype,
         "--quantize": quantize,
         "--group-size": group_size,
+        "--kl-divergence": kl_divergence,
         "--max-shard-size": max_shard_size,
         "--link": link,
         "--plan": plan_only,
@@ -176,6 +184,7 @@ def export(
             recorded=source.recorded,
             record=source.record,
             certificate=certificate,
+            kl_divergence=kl_divergence,
             progress=progress,
         )
     if not resume and not link and not quantize:  # what quantising takes says nothing of other exports
@@ -297,6 +306,13 @@ def print_summary(result: ExportResult) -> None:
         )
         if checked.quantised:
             typer.echo(_quantised_told(checked), err=True)
+        if checked.divergence:
+            told = checked.divergence
+            typer.echo(
+                f"answers at {told.positions} places: KL divergence {told.kl_mean:.4f} nats on average, at most"
+                f" {told.kl_largest:.3f}; the same next token at {told.same_top:.1%}",
+                err=True,
+            )
 
 
 def _quantised_told(checked: Certificate) -> str:

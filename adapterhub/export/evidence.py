@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub.export.answers import Divergence
 from adapterhub.export.dequantise import BOUND
 from adapterhub.manifest import to_plain
 
@@ -46,6 +47,7 @@ class Certificate:
     saved: int = 0  # tensors that are the adapter's in place of the base's
     quantised: tuple[QuantisedCheck, ...] = ()
     error: float = 0.0  # of all quantised tensors as one, relative
+    divergence: Divergence | None = None  # of the quantised model's answers, where they were compared
 
     @property
     def applied(self) -> int:
@@ -85,6 +87,7 @@ class Certificate:
             "largest": {"tensor": farthest.tensor, "relative_error": round(farthest.error, 6)},
             "bound": BOUND,
             "worst": round(max(check.worst for check in self.quantised), 6),
+            "kl_divergence": self.divergence.to_json() if self.divergence else None,
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import adapterhub
 from adapterhub import peftdir
 from adapterhub.base import BaseModel
-from adapterhub.errors import AdapterError
+from adapterhub.errors import AdapterError, UsageError
 from adapterhub.export import certificate as proof
+from adapterhub.export.answers import Divergence, compare, require_comparison
 from adapterhub.export.card import model_card
 from adapterhub.export.evidence import Certificate
 from adapterhub.export.merge import merge
@@ -65,6 +67,7 @@ def export_model(
     record: Record | None = None,
     made_of: Sequence[str] = (),
     certificate: bool = True,
+    kl_divergence: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
     """Merge the adapter in the folder ``adapter`` into ``base`` and write the model to the new folder ``to``.
@@ -73,8 +76,9 @@ def export_model(
     files in which nothing changes become hard links to the base's. ``resume`` goes on with what a killed export to
     ``to`` left. ``recorded`` is the fingerprint of the base that the adapter was trained on (left out, that of
     ``record``); a base that is another is refused. ``record`` goes into the model card and the certificate, and so
-    do the adapters that this one was ``made_of``, for people.
-    ``progress`` is called with bytes done and in all, each byte counted twice where it is merged and then checked.
+    do, for people, the adapters that this one was ``made_of``. ``kl_divergence`` compares a quantised model's answers
+    with the plain model's, and takes disk and memory for that. ``progress`` is called with bytes done and in all, each
+    byte counted twice where it is merged and then checked.
 
     The model is checked before it gets its name: what is not proven equal is not exported. On any error nothing is
     left; a killed export leaves a hidden folder beside ``to``, which the next export to ``to`` goes on with or deletes.
@@ -97,6 +101,8 @@ def export_model(
         max_shard_size=max_shard_size,
         recorded=recorded,
     )
+    if kl_divergence:
+        _check_comparison(plan, certificate=certificate)
     scanned = _scan(plan)
     checked, checking = None, 0.0
 
@@ -111,7 +117,7 @@ def export_model(
         (staging.folder / "README.md").write_text(card, encoding="utf-8")
         if certificate:
             before = time.perf_counter()
-            checked = proof.certify(plan, staging.folder, progress=lambda done: tell(plan.bytes_written + done))
+            checked = _prove(plan, staging.folder, tell, kl_divergence=kl_divergence)
             _write_certificate(plan, checked, staging.folder, record=record, made_of=made_of, scanned=scanned)
             checking = time.perf_counter() - before
         staging.commit()
@@ -124,6 +130,28 @@ def export_model(
         certificate=checked,
         note=plan.note,
     )
+
+
+def _check_comparison(plan: Plan, *, certificate: bool) -> None:
+    if plan.scheme is None:
+        why, hint = "it compares a quantised model with the same one without that", "--quantize w8a8 --kl-divergence"
+        raise UsageError("--kl-divergence is for --quantize alone", why=why, hint=hint)
+    if not certificate:
+        raise UsageError("--kl-divergence is part of the certificate", hint="leave --no-certificate out")
+    require_comparison()
+
+
+def _prove(plan: Plan, folder: Path, tell: Callable[[int], None], *, kl_divergence: bool) -> Certificate:
+    checked = proof.certify(plan, folder, progress=lambda done: tell(plan.bytes_written + done))
+    return replace(checked, divergence=_divergence(plan, folder)) if kl_divergence else checked
+
+
+def _divergence(plan: Plan, folder: Path) -> Divergence:
+    """In the staging folder, so that a killed export leaves nothing else."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        plain = Path(scratch) / "plain"
+        export_model(plan.adapter.path, plan.base, plain, dtype=plan.dtype, certificate=False)
+        return compare(plain, folder)
 
 
 def _scan(plan: Plan) -> Scan:

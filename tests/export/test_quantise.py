@@ -276,6 +276,24 @@ def test_untied_heads_and_saved_modules(base_factory: Any, adapter_factory: Any,
     assert written["quantization_config"]["ignore"] == ["lm_head"]
 
 
+@pytest.mark.slow
+def test_answers_are_compared(base_factory: Any, adapter_factory: Any, ah: Any, tmp_path: Path) -> None:
+    words = ("export", adapter_factory(), "--base", base_factory(dtype="bfloat16").path, "--kl-divergence")
+    told = {}
+    for name in ("w8a16", "w4a16"):
+        size = ("--group-size", "64") if name == "w4a16" else ()
+        ran = ah(*words, "--quantize", name, *size, "--to", tmp_path / name, "--json")
+        assert ran.code == 0, ran.err
+        told[name] = json.loads(ran.out)["certificate"]["quantised"]["kl_divergence"]
+        certificate = json.loads((tmp_path / name / "export.json").read_text())
+        assert certificate["quantised"]["kl_divergence"] == told[name]
+        assert not any(path.is_dir() for path in (tmp_path / name).iterdir())
+    assert 0 < told["w8a16"]["kl_mean"] < told["w4a16"]["kl_mean"] < 1
+    assert told["w8a16"]["kl_mean"] <= told["w8a16"]["kl_largest"]
+    assert 0.5 < told["w8a16"]["same_top"] <= 1
+    assert told["w8a16"]["positions"] > 100
+
+
 def configured(base: BaseModel, **changes: Any) -> BaseModel:
     from adapterhub.base import find_base
 
