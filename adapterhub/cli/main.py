@@ -22,6 +22,7 @@ from adapterhub.errors import AdapterHubError
 COMMANDS = {
     "train": ("train", "train"),
     "plan": ("plan", "plan"),
+    "config": ("config", "app"),
     "eval": ("evaluate", "evaluate"),
     "publish": ("publish", "publish"),
     "reproduce": ("reproduce", "reproduce"),
