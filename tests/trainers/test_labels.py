@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from adapterhub.errors import ConfigError, DataError
-from adapterhub.trainers.data import Conversation, Row, Segments, Text, Tokens
+from adapterhub.trainers import templates
+from adapterhub.trainers.data import Conversation, Row, Segments, Text, Tokens, with_system
 from adapterhub.trainers.labels import IGNORED, Labeler, coloured
 
 
@@ -136,6 +137,36 @@ STYLES: dict[str, Style] = {
         "<|assistant|>Ahoy</s>",
     ),
 }
+
+# Ours, by the name in a config: the tokenizer's end of sequence, and what is trained on of "Ahoy".
+ENDS = {
+    "alpaca": ("</s>", "Ahoy</s>"),
+    "aya": ("<|END_OF_TURN_TOKEN|>", ""),
+    "chatml": ("<|im_end|>", ""),
+    "cohere": ("<|END_OF_TURN_TOKEN|>", ""),
+    "deepseek_v2": ("<｜end▁of▁sentence｜>", " Ahoy<｜end▁of▁sentence｜>"),
+    "deepseek_v3": ("<｜end▁of▁sentence｜>", ""),
+    "gemma": ("<eos>", "Ahoy<end_of_turn>"),
+    "gemma3": ("<eos>", "Ahoy<end_of_turn>"),
+    "granite": ("<|end_of_text|>", ""),
+    "granitemoe": ("<|end_of_text|>", ""),
+    "llama3": ("<|end_of_text|>", "Ahoy<|eot_id|>"),
+    "mistral_v1": ("</s>", " Ahoy</s>"),
+    "mistral_v2v3": ("</s>", " Ahoy</s>"),
+    "mistral_v3_tekken": ("</s>", ""),
+    "phi_3": ("<|endoftext|>", "Ahoy<|end|>"),
+    "phi_35": ("<|endoftext|>", "Ahoy<|end|>"),
+    "phi_4": ("<|endoftext|>", "Ahoy<|im_end|>"),
+    "zephyr": ("</s>", ""),
+}
+STYLES |= {
+    f"chat_template: {name}": Style(templates.NAMED[name].text, (*templates.NAMED[name].tokens, eos), eos, trained)
+    for name, (eos, trained) in ENDS.items()
+}
+
+
+def test_every_template_that_a_config_can_name_is_among_these() -> None:
+    assert set(ENDS) == set(templates.NAMED)
 
 
 def tokenizer_for(*specials: str, eos: str, template: str | None = None) -> Any:
@@ -302,6 +333,28 @@ def test_train_on_eos_says_which_ends_are_trained_on(ends: Any, expected: list[s
 def test_users_can_be_trained_on(style: str) -> None:
     row = turns("Hi", "Ahoy", "Bye", "Fair winds!", trained=(0, 2))
     assert trained(labeler_for(style), row) == [answer(style, "Hi"), answer(style, "Bye")]
+
+
+def test_the_end_of_a_turn_can_be_named() -> None:
+    style = STYLES["phi"]
+    template = style.template + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
+    tokenizer = tokenizer_for(*style.specials, eos=style.eos)
+    row = turns("Hi", "Ahoy")
+    assert trained(Labeler(tokenizer, template=template, eot_tokens=("<|end|>",)), row) == ["Ahoy<|end|>"]
+    assert Labeler(tokenizer, template=template).end_of_turn() == "<|endoftext|>"
+    with pytest.raises(ConfigError, match=r"eot_tokens: the chat template ends a turn with <\|end\|>, not with"):
+        Labeler(tokenizer, template=style.template, eot_tokens=("<|user|>",))
+
+
+def test_a_system_message_for_those_without_moves_what_is_trained_on() -> None:
+    row = turns("Hi", "Ahoy", "Bye", "Fair winds!", trained=(3,))
+    given = with_system(row, "Be a sailor.")
+    assert isinstance(given, Conversation)
+    assert given.messages[0] == {"role": "system", "content": "Be a sailor."}
+    assert trained(labeler_for("chatml"), given) == ["Fair winds!<|im_end|>"]
+    assert with_system(given, "Be somebody else.") == given
+    text = Text("2+2=", "4", "rows.jsonl:1")
+    assert with_system(text, "Count.") == text
 
 
 def test_segments_are_trained_on_as_they_say() -> None:
