@@ -99,6 +99,11 @@ class Cache:
                     total -= size
             return removed
 
+    @property
+    def size(self) -> int:
+        """Of all copies, in bytes."""
+        return sum(size for _, size, _ in _folders(self.root / "sha256"))
+
     def _remove(self, folder: Path) -> None:
         with (
             storage_errors(f"the cache {self.root} cannot be written"),

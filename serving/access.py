@@ -42,6 +42,11 @@ class Access:
         return self._read is not None
 
     @property
+    def is_away(self) -> bool:
+        """Whether the last look failed."""
+        return self._away
+
+    @property
     def directory(self) -> Directory:
         return self._directory
 

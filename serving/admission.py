@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from adapterhub.serving.fairness import Ask, Grant, Line, Window
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 _CHARACTERS_PER_TOKEN = 4  # about
-_USAGE = re.compile(rb'"(?:completion|output)_tokens": ?(\d+)')
 
 
 class Turn:
@@ -95,23 +91,3 @@ def sequences(body: Mapping[str, Any]) -> int:
     n, prompt = body.get("n"), body.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(part, int) for part in prompt) else 1
     return max(1, prompts) * (n if isinstance(n, int) and n > 0 else 1)
-
-
-def counting(send: Send, turn: Turn) -> Send:
-    """Counts the tokens of an answer while it goes out: an event of a stream is one; else its own account of usage."""
-    streams = False
-
-    async def sending(message: MutableMapping[str, Any]) -> None:
-        nonlocal streams
-        await send(message)
-        if message["type"] == "http.response.start":
-            streams = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in message["headers"])
-        elif body := message.get("body"):
-            turn.count(output=body.count(b"data: {") if streams else _used(body))
-
-    return sending
-
-
-def _used(body: bytes) -> int:
-    found = _USAGE.findall(body)
-    return int(found[-1]) if found else 0

@@ -118,6 +118,8 @@ class ServeOptions:
     keys: bool | None = None  # None: where there are tenants, or others reach the address
     database: str | None = None  # URL of tenants and keys; None: there are none
     redis: str | None = None
+    usage: Path | None = None  # folder in which usage waits for the database; None: usage is not billed
+    metrics_adapters: int = 0  # adapters that are labels of their own in /metrics
     cache_limit: int | None = None  # bytes; None: as much as there is
     webhook: str | None = None  # URL that is told of swaps and rollouts
     webhook_secret: str = ""
@@ -209,7 +211,8 @@ def arguments(options: ServeOptions, config: ServeConfig, *, dtype: str) -> list
         *("--enable-lora", "--max-loras", str(config.max_loras), "--max-lora-rank", str(config.max_lora_rank)),
         *("--max-cpu-loras", str(config.max_cpu_loras)),
         *("--dtype", dtype, "--max-model-len", str(options.max_model_len or "auto")),
-        *("--enable-prefix-caching", "--no-enable-log-requests", "--disable-uvicorn-access-log"),
+        *("--enable-prefix-caching", "--enable-prompt-tokens-details"),
+        *("--no-enable-log-requests", "--disable-uvicorn-access-log"),
         "--disable-fastapi-docs",
         *options.vllm_args,
     ]

@@ -31,6 +31,9 @@ class ServeConfig:
     require_signed_by: tuple[Path, ...] = ()  # public keys; one of them must have signed what is served
     database: str | None = None  # URL of tenants and keys; None: the single user, without keys
     redis: str | None = None  # URL of shared limits; None: this replica counts alone
+    ledger: str | None = None  # URL of the database that usage goes to; None: it is not billed
+    spool: Path | None = None  # where usage waits for it
+    metrics_adapters: int = 0  # adapters that are labels of their own in /metrics
     cache_limit: int | None = None  # bytes that the local copies may take
     webhook: str | None = None  # URL that is told what happens
     webhook_secret: str = ""  # signs what it is told
@@ -49,6 +52,6 @@ class ServeConfig:
         if environ.get(SWITCH) != "1":
             return None
         values = json.loads(environ[VARIABLE])
-        paths: dict[str, Path | None] = {"cache": Path(values["cache"]), "base": Path(values["base"])}
-        paths["prompts"] = Path(values["prompts"]) if values["prompts"] else None
+        names = ("cache", "base", "spool", "prompts")
+        paths = {name: Path(values[name]) for name in names if values[name] is not None}
         return cls(**values | paths | {"require_signed_by": tuple(map(Path, values["require_signed_by"]))})

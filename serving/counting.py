@@ -1,57 +1,15 @@
-"""What an answer took, in tokens: for the limits of a minute. And how long a prompt is, by the engine's own count."""
+"""How long a prompt is, by the engine's own count."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from adapterhub.errors import EngineError, UsageError
 
 Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-
-_PROMPT = re.compile(rb'"(?:prompt|input)_tokens": ?(\d+)')
-_ANSWER = re.compile(rb'"(?:completion|output)_tokens": ?(\d+)')
-
-
-class Account:
-    """Of one answer: its own word for it, else its events and the guess at its prompt."""
-
-    def __init__(self, *, prompt: int) -> None:
-        """``prompt`` is a guess, in tokens."""
-        self._guess = prompt
-        self._events = 0
-        self._prompt = 0
-        self._answer = 0
-        self._status = 0
-
-    @property
-    def tokens(self) -> int:
-        """Nothing for what was refused."""
-        if not 200 <= self._status < 300:
-            return 0
-        return (self._prompt or self._guess) + max(self._answer, self._events)
-
-    def counting(self, send: Send) -> Send:
-        """``send``, and what goes through it is counted."""
-
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._status = message["status"]
-            elif body := message.get("body"):
-                self._look(body)
-            await send(message)
-
-        return sending
-
-    def _look(self, body: bytes) -> None:
-        self._events += body.count(b"data: {")
-        if b"_tokens" in body:
-            self._prompt = max(self._prompt, *map(int, _PROMPT.findall(body)), 0)
-            self._answer = max(self._answer, *map(int, _ANSWER.findall(body)), 0)
 
 
 async def count_prompt(app: Any, scope: Message, path: str, body: dict[str, Any]) -> int:

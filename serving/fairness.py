@@ -150,6 +150,11 @@ class Line:
         """Requests of a tenant that wait."""
         return sum(map(len, self._lines.get(tenant, {}).values()))
 
+    @property
+    def all_waiting(self) -> int:
+        """Requests that wait, of all tenants."""
+        return sum(map(self.waiting, self._lines))
+
     def next_change(self, now: float) -> float | None:
         """Seconds until a kept sequence is kept no longer; None where none is, or nobody waits."""
         if not self._lines or not self._expected_back(now):

@@ -17,12 +17,13 @@ from typing import Any
 from adapterhub.errors import AdapterError, AdapterHubError, BaseMismatch, IntegrityError
 from adapterhub.registry.base import Version
 from adapterhub.serving import exposition, lengths, tenancy
-from adapterhub.serving.admission import Turn, counting, prompt_tokens, sequences
+from adapterhub.serving.admission import prompt_tokens, sequences
 from adapterhub.serving.arguments import BASE_NAME
 from adapterhub.serving.callers import CALLER, Caller
 from adapterhub.serving.canary import caller_of, pick
-from adapterhub.serving.counting import Account, count_prompt
+from adapterhub.serving.counting import count_prompt
 from adapterhub.serving.door import find_caller, find_deployment, find_replica
+from adapterhub.serving.flight import Flight
 from adapterhub.serving.quota import Quota
 from adapterhub.serving.replica import Replica
 from adapterhub.serving.trials import Sample
@@ -49,8 +50,6 @@ class Admitted:
     scope: Scope
     receive: Receive
     headers: Headers = field(default_factory=list)
-    turn: Turn | None = None  # where it needs the engine's sequences
-    account: Account | None = None  # where its tokens are limited
     sample: Sample | None = None  # where its version is on trial
     is_model: bool = False
     metrics_of: str | None = None  # the tenant whose metrics alone may be shown
@@ -65,6 +64,7 @@ class TenancyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            await _close(scope)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         else:  # websockets: vLLM's realtime route knows nothing of tenants
@@ -72,90 +72,151 @@ class TenancyMiddleware:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = tenancy.request_id_of(dict(scope["headers"])) or uuid.uuid4().hex
-        async with contextlib.AsyncExitStack() as until_the_last_byte:
-            try:
-                admitted = await self._admit(scope, receive, until_the_last_byte, request_id)
-            except ClientLeft:
-                return
-            except AdapterHubError as error:
-                await refuse(send, error, path=scope["path"], request_id=request_id)
-                return
-            except Exception as error:  # noqa: BLE001 - a bug of ours: vLLM would send its text, whatever it names
-                broken = AdapterHubError("a request met a bug", why=repr(error))
-                broken.__cause__ = error
-                await refuse(send, broken, path=scope["path"], request_id=request_id)
-                return
-            admitted.headers.append((b"x-request-id", request_id.encode()))
-            if admitted.turn is not None:
-                send = counting(send, admitted.turn)
-            if admitted.account is not None:
-                send = admitted.account.counting(send)
-            if admitted.is_model:
-                send = without_insides(send, path=scope["path"], request_id=request_id)
-            if admitted.metrics_of is not None:
-                send = exposition.only(send, admitted.metrics_of)
-            if admitted.sample is not None:
-                until_the_last_byte.enter_context(admitted.sample)
-                send = admitted.sample.watching(send)
-            await self._app(admitted.scope, admitted.receive, with_headers(send, admitted.headers))
+        flight = Flight(scope["path"], request_id)
+        send = flight.sending(send)
+        try:
+            async with contextlib.AsyncExitStack() as until_the_last_byte:
+                admitted = await self._admit(flight, scope, flight.receiving(receive), until_the_last_byte)
+                await self._answer(flight, admitted, send, until_the_last_byte)
+        except ClientLeft:
+            pass
+        except _Refused as refused:
+            flight.error = refused.error
+            await refuse(send, refused.error, path=scope["path"], request_id=request_id)
+        finally:
+            flight.lap("finish")
+            _tell(scope, flight)
+
+    async def _answer(
+        self, flight: Flight, admitted: Admitted, send: Send, until_the_last_byte: contextlib.AsyncExitStack
+    ) -> None:
+        """Let the engine answer."""
+        admitted.headers.append((b"x-request-id", flight.request_id.encode()))
+        if admitted.is_model:
+            send = without_insides(send, path=flight.path, request_id=flight.request_id)
+        if admitted.metrics_of is not None:
+            send = exposition.only(send, admitted.metrics_of)
+        if admitted.sample is not None:
+            until_the_last_byte.enter_context(admitted.sample)
+            send = admitted.sample.watching(send)
+        flight.lap("rewrite")
+        try:
+            with flight.account.open():
+                await self._app(admitted.scope, admitted.receive, with_headers(send, admitted.headers))
+        except BaseException as error:
+            flight.broke(error)
+            raise
+        finally:
+            await flight.account.over()
+            flight.lap("generate")
 
     async def _admit(
-        self, scope: Scope, receive: Receive, until_the_last_byte: contextlib.AsyncExitStack, request_id: str
+        self, flight: Flight, scope: Scope, receive: Receive, until_the_last_byte: contextlib.AsyncExitStack
+    ) -> Admitted:
+        """Raises _Refused, ClientLeft."""
+        try:
+            return await self._checked(flight, scope, receive, until_the_last_byte)
+        except AdapterHubError as error:
+            raise _Refused(error) from error
+        except ClientLeft:
+            raise
+        except Exception as error:  # a bug of ours: vLLM would send its text, whatever it names
+            broken = AdapterHubError("a request met a bug", why=repr(error))
+            broken.__cause__ = error
+            raise _Refused(broken) from error
+
+    async def _checked(
+        self, flight: Flight, scope: Scope, receive: Receive, until_the_last_byte: contextlib.AsyncExitStack
     ) -> Admitted:
         """Raises AdapterHubError for what is refused, ClientLeft."""
         tenancy.check_headers(scope["headers"])
         route = tenancy.find_route(scope["method"], scope.get("raw_path") or scope["path"].encode(), scope["path"])
+        flight.route = route.path
         replica = find_replica(scope, route)
         until_the_last_byte.enter_context(replica.under_way.one())
         # one that is there already was put there in this process: what comes from outside cannot name its own
-        caller = scope.get(CALLER) or find_caller(replica, route, scope["headers"])
+        caller = flight.caller = scope.get(CALLER) or find_caller(replica, route, scope["headers"])
+        replica.telemetry.begin(flight)
         scope = {**scope, CALLER: caller}
-        clean: Headers = [*tenancy.strip_headers(scope["headers"]), (b"x-request-id", request_id.encode())]
+        clean: Headers = [*tenancy.strip_headers(scope["headers"]), (b"x-request-id", flight.request_id.encode())]
         if route.kind != "model":
             return await _pass(scope, receive, clean, route, caller)
 
         await replica.quota.count_request(caller)
-        body = tenancy.read_body(await read_all(scope, receive))
+        flight.lap("admit")
+        raw = await read_all(scope, receive)
+        flight.lap("read")
+        body = tenancy.read_body(raw)
         ref = tenancy.read_model(body, caller)
         tenancy.check_body(body)  # before anything is loaded for it
-        body = await self._within_lengths(scope, route, caller, body)
-        account = await _reserve(replica.quota, caller, route, body, until_the_last_byte)
-        model, template, added = BASE_NAME, None, [(b"x-adapterhub-version", BASE_NAME.encode())]
-        turn, sample = None, None
+        body = await self._within_lengths(flight, scope, route, caller, body)
+        await _reserve(flight, replica.quota, caller, route, body, until_the_last_byte)
+        flight.lap("admit")
+        flight.model, template, added = BASE_NAME, None, [(b"x-adapterhub-version", BASE_NAME.encode())]
+        sample = None
         if ref is not None:
             deployment = await find_deployment(replica, ref)
             version = pick(deployment.shares, ref=ref, caller=caller_of(body, key=caller.key, tenant=caller.tenant))
             sample = replica.trials.sample(ref, deployment, version) if route.fills_cache else None
-            model = str(version.record.ref)
+            flight.model = str(version.record.ref)
+            flight.lap("resolve")
             # before the turn: a load holds no sequence
             await _ensure(replica, version, sample)
+            flight.lap("load")
         if route.fills_cache:
-            ask = ask_of(replica, caller, ref, body, model)
+            ask = ask_of(replica, caller, ref, body, flight.model)
             turn, receive = await take_turn(replica, caller, ask, until_the_last_byte, receive)
+            flight.token_came = turn.count
+            flight.lap("queue")
         if ref is not None:
             await until_the_last_byte.enter_async_context(replica.residency.lease(version.record))
+            flight.lap("lease")
             template = replica.versions.chat_template(version.record)
             added = _version_headers(version)
         added += await replica.quota.headers(caller)
-        sent = tenancy.rewrite(body, route=route, caller=caller, model=model, chat_template=template)
+        sent = tenancy.rewrite(body, route=route, caller=caller, model=flight.model, chat_template=template)
         raw = json.dumps(sent).encode()
         clean.append((b"content-length", str(len(raw)).encode()))
-        return Admitted({**scope, "headers": clean}, replay(raw, receive), added, turn, account, sample, is_model=True)
+        flight.generates = route.fills_cache
+        return Admitted({**scope, "headers": clean}, replay(raw, receive), added, sample, is_model=True)
 
     async def _within_lengths(
-        self, scope: Scope, route: tenancy.Route, caller: Caller, body: dict[str, Any]
+        self, flight: Flight, scope: Scope, route: tenancy.Route, caller: Caller, body: dict[str, Any]
     ) -> dict[str, Any]:
         """The body, with its answer bounded as the caller's limits say. Raises UsageError."""
         lengths.check_answers(body)
         most, context = caller.least("output"), caller.least("context")
         if context is not None and route.fills_cache:
+            flight.lap("admit")
             counts = [
                 await count_prompt(self._app, scope, path, asked | {"model": BASE_NAME})
                 for path, asked in lengths.counting_requests(body, route.path)
             ]
+            flight.lap("count")
             left = lengths.room(context=context, prompt=max([lengths.ids_length(body), *counts]))
             most = left if most is None else min(most, left)
         return lengths.with_output(body, route.path, most)
+
+
+class _Refused(Exception):
+    """A request that does not get to the engine."""
+
+    def __init__(self, error: AdapterHubError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+async def _close(scope: Scope) -> None:
+    """The server ends."""
+    replica: Replica | None = getattr(scope["app"].state, "adapterhub", None)
+    if replica is not None:
+        await replica.telemetry.close()
+
+
+def _tell(scope: Scope, flight: Flight) -> None:
+    replica: Replica | None = getattr(scope["app"].state, "adapterhub", None)
+    if replica is not None:
+        replica.telemetry.end(flight)
 
 
 async def _pass(scope: Scope, receive: Receive, clean: Headers, route: tenancy.Route, caller: Caller) -> Admitted:
@@ -171,24 +232,23 @@ async def _pass(scope: Scope, receive: Receive, clean: Headers, route: tenancy.R
 
 
 async def _reserve(
+    flight: Flight,
     quota: Quota,
     caller: Caller,
     route: tenancy.Route,
     body: dict[str, Any],
     until_the_last_byte: contextlib.AsyncExitStack,
-) -> Account | None:
+) -> None:
     """Hold tokens of the caller's minute until the last byte. Raises TooManyRequests."""
     if caller.least("tokens_per_minute") is None or not route.fills_cache:
-        return None
-    prompt = prompt_tokens(body)
-    guess = lengths.guess(body, route.path, prompt=prompt, answers=sequences(body))
-    reservation, account = await quota.reserve(caller, tokens=guess), Account(prompt=prompt)
+        return
+    guess = lengths.guess(body, route.path, prompt=prompt_tokens(body), answers=sequences(body))
+    reservation = await quota.reserve(caller, tokens=guess)
 
     async def settle() -> None:
-        await reservation.settle(tokens=account.tokens)
+        await reservation.settle(tokens=flight.account.tokens)
 
     until_the_last_byte.push_async_callback(settle)
-    return account
 
 
 async def _ensure(replica: Replica, version: Version, sample: Sample | None) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from adapterhub.serving.replica import Replica
+    from adapterhub.serving.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ class Endpoints:
             raise EngineError("this server has no engine", why="a render server serves no adapters")
         check_arguments(args, os.environ, has_keys=self._config.database is not None)
         from adapterhub.registry import open_registry
-        from adapterhub.serving import selftest
+        from adapterhub.serving import gauges, selftest
+        from adapterhub.serving.account import metered
         from adapterhub.serving.replica import Replica
         from adapterhub.serving.resolver import VllmEngine, registered
 
@@ -84,12 +86,16 @@ class Endpoints:
             window=_window(engine_client.vllm_config, self._config),
             access=_access(self._config),
             app=self._app,
+            telemetry=_telemetry(self._config),
         )
+        metered(engine_client)
         await replica.access.look()  # a server that cannot tell who asks does not start
         state.adapterhub = replica
         await selftest.check_shield(self._app)
+        await selftest.check_meter(engine_client, base=base)
         await selftest.check_batching(engine_client, base=base, config=self._config)
         replica.not_ready = ""
+        gauges.connect(replica)
         replica.watch()
         _drain_on_signal(replica, state)
         log.info("ready: %s and the adapters of %s", self._config.base_name, self._config.registry)
@@ -151,6 +157,23 @@ def _access(config: ServeConfig) -> Access:
 
     tenants = Tenants(open_database(config.database))
     return Access(lambda: asyncio.to_thread(tenants.changed))
+
+
+def _telemetry(config: ServeConfig) -> Telemetry:
+    """Raises StorageError where usage would have nowhere to wait."""
+    from prometheus_client import REGISTRY
+
+    from adapterhub.serving.database import open_database
+    from adapterhub.serving.ledger import Ledger
+    from adapterhub.serving.metering import Metering
+    from adapterhub.serving.metrics import Metrics
+    from adapterhub.serving.telemetry import Telemetry
+
+    metrics = Metrics(REGISTRY, adapters=config.metrics_adapters)
+    if config.ledger is None or config.spool is None:
+        return Telemetry(metrics)
+    ledger = Ledger(open_database(config.ledger))
+    return Telemetry(metrics, Metering(ledger, config.spool, keyed=config.database is not None))
 
 
 def _is_loopback(host: str | None) -> bool:

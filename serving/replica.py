@@ -22,7 +22,7 @@ from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Registry
 from adapterhub.registry.cache import Cache
 from adapterhub.registry.signing import Signers
-from adapterhub.serving import workingset
+from adapterhub.serving import gauges, workingset
 from adapterhub.serving.access import Access
 from adapterhub.serving.admission import Admission
 from adapterhub.serving.callers import Caller
@@ -34,6 +34,7 @@ from adapterhub.serving.quota import Quota
 from adapterhub.serving.residency import Engine, Residency
 from adapterhub.serving.rollout import Rollout
 from adapterhub.serving.scoring import Scoring, try_again
+from adapterhub.serving.telemetry import Telemetry
 from adapterhub.serving.trials import Trials
 from adapterhub.serving.versions import Versions
 from adapterhub.serving.webhook import Webhook
@@ -58,11 +59,13 @@ class Replica:
         access: Access | None = None,
         window: Window | None = None,
         app: Any = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         """``access`` decides who may come in; by default the single user. ``window`` is what the engine takes.
 
         ``app`` is the application around it, which is asked the prompts that score a candidate.
         """
+        self.telemetry = telemetry or Telemetry.alone()
         self.config = config
         self.access = access or Access()
         self.base = base
@@ -74,6 +77,7 @@ class Replica:
             engine,
             capacity=config.max_cpu_loras,
             prepare=self._fetch,
+            witness=self.telemetry,
         )
         self.quota = Quota(config.redis)
         self.admission = Admission(window or Window(slots=config.max_loras))
@@ -114,6 +118,8 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     async def _fetch(self, record: Record) -> Path:
+        if not await self.blocking(self.versions.is_here, record):
+            self.telemetry.downloaded.add(record.digest)
         path = await self.blocking(self.versions.fetch, record)
         if self.config.cache_limit is not None:
             # what was just fetched is the last used; what the engine holds need not be fetched for a restart
@@ -142,6 +148,9 @@ class Replica:
             watched["the webhook"] = self.webhook.deliver()
         if config.prompts is not None:
             watched["candidates"] = try_again(self._score_candidates, seconds=config.score_seconds)
+        watched["the size of the cache"] = gauges.watch_cache(self)
+        if self.telemetry.metering is not None:
+            watched["usage"] = self.telemetry.metering.watch()
         if self.access.needs_keys:
             watched["tenants and keys"] = self.access.watch(poll_seconds=config.poll_seconds)
         for what, watching in watched.items():

@@ -44,6 +44,19 @@ class Engine(Protocol):
         """Whether it ended, and answers nothing any more."""
 
 
+class Witness(Protocol):
+    """Who is told what came and went."""
+
+    def loaded(self, record: Record, seconds: float) -> None:
+        """A version is in the engine, and it took so long."""
+
+    def refused(self) -> None:
+        """The engine did not take one."""
+
+    def forgot(self, name: str, *, swapped: bool) -> None:
+        """A version is gone. ``swapped``: another needed its room."""
+
+
 class Places:
     """Leases on named adapters, at most ``capacity`` of them resident.
 
@@ -123,8 +136,10 @@ class Residency:
         prepare: Callable[[Record], Awaitable[Path]],
         settle: float = SETTLE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        witness: Witness | None = None,
     ) -> None:
         """``prepare`` gives a version's folder, and is quick where it is there already; ``settle`` in seconds."""
+        self._witness = witness
         self._clock = clock
         self._refused: dict[str, tuple[float, AdapterError]] = {}  # by the engine: until when
         self.places = Places(capacity)
@@ -205,17 +220,21 @@ class Residency:
                     raise TooManyRequests(
                         f"{record.name.tenant} has too many adapters in use", why=f"at most {most} are loaded at once"
                     )
-                self.places.drop(idle)
-                await self._engine.forget(idle)
+                await self._forget(idle, swapped=True)
 
     async def forget(self, name: str) -> bool:
         """Free a version; False where it is in use or pinned."""
         async with self._loading:
             if not self.places.is_resident(name) or not self.places.is_idle(name):
                 return False
-            self.places.drop(name)
-            await self._engine.forget(name)
+            await self._forget(name, swapped=False)
             return True
+
+    async def _forget(self, name: str, *, swapped: bool) -> None:
+        self.places.drop(name)
+        await self._engine.forget(name)
+        if self._witness is not None:
+            self._witness.forgot(name, swapped=swapped)
 
     def _loaded(self, name: str, task: asyncio.Task[None]) -> None:
         del self._loads[name]
@@ -223,7 +242,7 @@ class Residency:
             task.exception()  # seen: with every waiter gone nobody else would look
 
     async def _load(self, record: Record) -> None:
-        name = str(record.ref)
+        name, begun = str(record.ref), self._clock()
         await self._prepare(record)
         async with self._loading:
             while self.places.is_full:
@@ -234,8 +253,12 @@ class Residency:
                 await self._engine.load(name, path)
             except AdapterError as error:
                 self._refused[name] = (self._clock() + REFUSAL_SECONDS, error)
+                if self._witness is not None:
+                    self._witness.refused()
                 raise
             self.places.add(name)
+            if self._witness is not None:
+                self._witness.loaded(record, self._clock() - begun)
 
     async def _make_room(self) -> None:
         idle = self.places.idle()
@@ -243,8 +266,7 @@ class Residency:
             self._idle.clear()
             await self._idle.wait()
         else:
-            self.places.drop(idle)
-            await self._engine.forget(idle)
+            await self._forget(idle, swapped=True)
 
     def _give_back(self, name: str) -> None:
         self.places.give_back(name)

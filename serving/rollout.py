@@ -85,6 +85,11 @@ class Rollout:
         self._away = False
 
     @property
+    def is_away(self) -> bool:
+        """Whether the last look at the registry failed."""
+        return self._away
+
+    @property
     def pointers(self) -> tuple[Pointer, ...]:
         return tuple(self._pointers.values())
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 import sqlalchemy as sa
 
 from adapterhub.serving.callers import Limits
+from adapterhub.serving.usage import COUNTS
 
 metadata = sa.MetaData()
 LIMITS = tuple(field.name for field in fields(Limits))
@@ -45,4 +46,22 @@ shares = sa.Table(
     metadata,
     sa.Column("tenant", sa.ForeignKey("tenants.name", ondelete="CASCADE"), primary_key=True),
     sa.Column("adapter", sa.String(127), primary_key=True),
+)
+# Of one hour (2026-11-25T14, UTC). Names and not foreign keys: a bill outlives the tenant and the key.
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("hour", sa.String(13), primary_key=True),
+    sa.Column("tenant", sa.String(63), primary_key=True),
+    sa.Column("key", sa.String(12), primary_key=True),
+    sa.Column("adapter", sa.String(127), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in COUNTS),
+)
+# The last batch of each server that is in `usage`: see `ledger`.
+usage_writers = sa.Table(
+    "usage_writers",
+    metadata,
+    sa.Column("writer", sa.String(32), primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
 )

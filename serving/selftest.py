@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from adapterhub.base import BaseModel
 from adapterhub.errors import EngineError
+from adapterhub.serving.account import Account
 from adapterhub.serving.config import ServeConfig
 
 log = logging.getLogger(__name__)
@@ -68,8 +69,22 @@ async def check_batching(client: Any, *, base: BaseModel, config: ServeConfig) -
                 await client.remove_lora(probe.lora_int_id)
 
 
+async def check_meter(client: Any, *, base: BaseModel) -> None:
+    """Raises EngineError where tokens are not counted: what cannot be billed is not served. ``client`` is AsyncLLM."""
+    account, prompt = Account(), _prompt(int(base.config["vocab_size"]))
+    with account.open():
+        await _first_token(client, prompt, None)
+    counted = (account.tokens_in, account.tokens_out)
+    if counted != (_TOKENS, 1):
+        raise EngineError("usage is not counted", why=f"of {_TOKENS} tokens in and 1 out it saw {counted}")
+
+
+def _prompt(vocabulary: int) -> list[int]:
+    return [(97 * i + 11) % vocabulary for i in range(_TOKENS)]
+
+
 async def _compare(client: Any, probe: Any, *, vocabulary: int) -> None:
-    prompt = [(97 * i + 11) % vocabulary for i in range(_TOKENS)]
+    prompt = _prompt(vocabulary)
     alone = await _first_token(client, prompt, None)
     adapted = await _first_token(client, prompt, probe)
     stream = _Stream(client, prompt, probe)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 WHO = "ah serve"  # in the channel's log
 _REMEMBERED = 500  # answers of each version
-_BROKEN = b'data: {"error"'  # how vLLM tells of an error inside a stream
+BROKEN = b'data: {"error"'  # how vLLM tells of an error inside a stream
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Blocking = Callable[..., Awaitable[Any]]
@@ -125,7 +125,7 @@ class Sample:
             elif body := message.get("body"):
                 if self._seconds is None and self._since is not None:
                     self._seconds = self._clock() - self._since
-                self._broke = self._broke or body.startswith(_BROKEN)
+                self._broke = self._broke or body.startswith(BROKEN)
             await send(message)
 
         return sending

@@ -54,6 +54,14 @@ class Versions:
     def unfit(self, record: Record) -> AdapterHubError | None:
         return unfit(record, base=self._base.fingerprint, max_lora_rank=self._max_lora_rank)
 
+    def measure(self) -> int:
+        """Of all local copies, in bytes."""
+        return self._cache.size
+
+    def is_here(self, record: Record) -> bool:
+        """Whether its files need not come from the registry."""
+        return self._cache.is_present(record)
+
     def trim(self, limit: int, keep: Collection[str]) -> None:
         """Keep the local copies below ``limit`` bytes, those of ``keep`` (digests) in any case."""
         for folder in self._cache.trim(limit, keep=keep):

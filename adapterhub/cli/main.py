@@ -30,6 +30,7 @@ COMMANDS = {
     "ask": ("ask", "ask"),
     "tenant": ("tenant", "app"),
     "key": ("key", "app"),
+    "usage": ("usage", "usage"),
     "loaded": ("loaded", "loaded"),
     "ls": ("browse", "ls"),
     "show": ("browse", "show"),

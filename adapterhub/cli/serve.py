@@ -75,6 +75,12 @@ def serve(
         int,
         typer.Option("--restarts", min=0, help="How often in a row an engine that ends by itself is started again."),
     ] = 5,
+    metrics_adapters: Annotated[
+        int,
+        typer.Option(
+            min=0, max=50, help="How many adapters /metrics tells apart; 0: none, their tenants are.", metavar="N"
+        ),
+    ] = 0,
     require_signed_by: SignedByOption = None,
     bundle: BundleOption = None,
     vllm_flags: Annotated[
@@ -123,6 +129,8 @@ def serve(
         webhook=webhook,
         webhook_secret=settings.webhook_secret or "",
         prompts=prompts.absolute() if prompts else None,
+        usage=settings.home / "usage",
+        metrics_adapters=metrics_adapters,
         cache_limit=parse_size(cache_limit, flag="--cache-limit") if cache_limit else None,
         vllm_args=tuple(vllm_flags or ()),
     )

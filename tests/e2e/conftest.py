@@ -22,6 +22,8 @@ from adapterhub.base import BaseModel, find_base
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, draft, open_registry
+from adapterhub.serving.database import default_url, open_database
+from adapterhub.serving.ledger import Ledger
 
 TARGETS = ("o_proj", "down_proj")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -39,6 +41,7 @@ class Served:
     log: Path
     http: httpx.Client
     processes: Callable[[], list[int]]
+    ledger: Ledger
 
     def publish(self, name: str, *, seed: int, rank: int = 8, channel: str | None = None) -> Record:
         """A random adapter, strong enough to change every answer plainly."""
@@ -117,6 +120,8 @@ def served(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         max_loras=4,
         dtype="float32",
         max_model_len=512,
+        database=default_url(folder / "home"),  # without tenants: usage goes there
+        usage=folder / "usage",
         vllm_args=("--enforce-eager",),
     )
     with pytest.MonkeyPatch.context() as environment:
@@ -125,7 +130,8 @@ def served(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         engine.start()
     try:
         with httpx.Client(base_url=engine.url, timeout=120, trust_env=False) as http:
-            server = Served(engine.url, registry, base, cache, folder, engine.log, http, engine.processes)
+            ledger = Ledger(open_database(default_url(folder / "home")))
+            server = Served(engine.url, registry, base, cache, folder, engine.log, http, engine.processes, ledger)
             server.publish("acme/support", seed=1, channel="prod")
             server.publish("acme/support", seed=2)
             server.publish("globex/desk", seed=3, channel="prod")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from adapterhub.errors import EngineRefused
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, draft, open_registry
+from adapterhub.serving.account import metered
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.replica import Replica
 
@@ -58,6 +61,68 @@ class MemoryEngine:
         async with asyncio.timeout(WAIT):
             while not condition():
                 await asyncio.sleep(0.001)
+
+
+class TokenEngine:
+    """What vLLM's AsyncLLM promises to who counts tokens: outputs one by one, or whole at the end, and a last one
+    where a request is broken off. One token a step, and a step whenever ``pace`` allows it.
+    """
+
+    def __init__(self) -> None:
+        self.pace = asyncio.Event()
+        self.pace.set()
+        self.cached = 0
+        self.made = 0  # tokens of each answer to the last request
+        self.long: int | None = None  # of the answers that `ask` asks for
+        self.aborted: list[str] = []
+        self.failure: Exception | None = None
+        metered(self)
+
+    async def add_request(self, request_id: str, prompt: list[int], params: Any) -> Any:
+        return SimpleNamespace(left=None, get_nowait=lambda: None)
+
+    async def generate(self, prompt: list[int], sampling_params: Any, request_id: str) -> AsyncGenerator[Any, None]:
+        """``sampling_params``: output_kind (DELTA, FINAL_ONLY or CUMULATIVE), n, max_tokens."""
+        kind, count = sampling_params.output_kind.name, sampling_params.n
+        collector = await self.add_request(request_id, prompt, sampling_params)
+        made = 0
+
+        def output(tokens: int) -> Any:
+            answers = [SimpleNamespace(index=i, token_ids=[7] * tokens) for i in range(count)]
+            return SimpleNamespace(prompt_token_ids=prompt, num_cached_tokens=self.cached, outputs=answers)
+
+        try:
+            while made < sampling_params.max_tokens:
+                await self.pace.wait()
+                await asyncio.sleep(0)
+                made += 1
+                self.made = made
+                if self.failure is not None:
+                    raise self.failure
+                if kind == "DELTA":
+                    yield output(1)
+                elif kind == "CUMULATIVE" or made == sampling_params.max_tokens:
+                    yield output(made)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.aborted.append(request_id)
+            rest = {"DELTA": 0, "FINAL_ONLY": made, "CUMULATIVE": made}[kind]
+            collector.get_nowait = lambda: output(rest)
+            raise
+
+    def ask(self, *, stream: bool, prompt: int = 30, tokens: int = 12, n: int = 1) -> AsyncGenerator[Any, None]:
+        """As vLLM's routes ask for an answer."""
+        kind = SimpleNamespace(name="DELTA" if stream else "FINAL_ONLY")
+        params = SimpleNamespace(output_kind=kind, n=n, max_tokens=self.long or tokens)
+        return self.generate([1] * prompt, params, "request")
+
+    async def encode(self, prompt: list[int], pooling_params: Any, request_id: str) -> AsyncGenerator[Any, None]:
+        await self.add_request(request_id, prompt, pooling_params)
+        yield SimpleNamespace(prompt_token_ids=prompt, num_cached_tokens=0, outputs=SimpleNamespace(data=[0.1]))
+
+
+@pytest.fixture
+def token_engine() -> TokenEngine:
+    return TokenEngine()
 
 
 @pytest.fixture

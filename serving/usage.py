@@ -1,0 +1,149 @@
+"""What is on the bill: counts by hour, tenant, key, adapter and version, and how they add up. Pure.
+
+    tally.add(Line(...), Counts(requests=1, tokens_in=31, tokens_out=12))
+    batch = tally.take()        what came since the last batch, with a number of its own: `ledger` books it once
+
+An hour is UTC's, and it is the one in which a request ended. Counts are whole numbers, so that sums are the same in
+whatever order they are made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from adapterhub.refs import AdapterName
+from adapterhub.serving.arguments import BASE_NAME
+
+NOBODY = ""  # the tenant and the key of a server without keys; the key of what no request asked for
+
+
+@dataclass(frozen=True)
+class Line:
+    """Whose account something goes to."""
+
+    tenant: str
+    key: str  # its id
+    adapter: str  # acme/support, or base
+    version: int  # 0: the base
+
+    @classmethod
+    def of(cls, *, tenant: str | None, key: str | None, model: str) -> Line:
+        """``model`` as the engine knows it: ``base``, or a version like ``acme/support@3``."""
+        adapter, _, version = model.partition("@")
+        return cls(tenant or NOBODY, key or NOBODY, adapter, int(version or 0))
+
+    @classmethod
+    def of_owner(cls, model: str, *, keyed: bool) -> Line:
+        """For what a version takes that no single request asked for: its owner's, where there are tenants at all."""
+        owner = AdapterName.parse(model.partition("@")[0]).tenant if model != BASE_NAME else None
+        return cls.of(tenant=owner if keyed else None, key=None, model=model)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was used. Tokens are the engine's own."""
+
+    requests: int = 0  # that reached the engine, however they ended
+    cancelled: int = 0  # of them: the client left
+    failed: int = 0  # of them: answered with an error, or broken off
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0  # of tokens_in: not computed again
+    cold_loads: int = 0
+    resident_ms: int = 0  # milliseconds in the engine's memory
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in COUNTS))
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, name) for name in COUNTS)
+
+
+COUNTS = tuple(f.name for f in fields(Counts))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one server counted between two flushes. ``writer`` and ``number`` together are never used again."""
+
+    writer: str
+    number: int  # from 1, without gaps
+    rows: Mapping[tuple[str, Line], Counts]  # (hour, whose) → what
+
+    def to_json(self) -> str:
+        """One line of text."""
+        rows = [[hour, *asdict(line).values(), *asdict(counts).values()] for (hour, line), counts in self.rows.items()]
+        return json.dumps([self.writer, self.number, rows], separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Batch:
+        """Raises ValueError for what is no batch: the last line of a server that was killed while it wrote."""
+        try:
+            writer, number, rows = json.loads(text)
+            split = 1 + len(fields(Line))
+            parsed = {(str(row[0]), Line(*row[1:split])): Counts(*map(int, row[split:])) for row in rows}
+            return cls(str(writer), int(number), parsed)
+        except (TypeError, IndexError) as error:
+            raise ValueError(f"no batch: {error}") from error
+
+
+@dataclass
+class Tally:
+    """What one server has counted since its last batch."""
+
+    writer: str
+    _number: int = 0
+    _rows: dict[tuple[str, Line], Counts] = field(default_factory=dict)
+
+    def add(self, line: Line, counts: Counts, *, at: datetime) -> None:
+        if counts:
+            place = (hour_of(at), line)
+            self._rows[place] = self._rows.get(place, Counts()) + counts
+
+    def take(self) -> Batch | None:
+        """All of it, once; None where there is nothing."""
+        if not self._rows:
+            return None
+        self._number += 1
+        batch = Batch(self.writer, self._number, self._rows)
+        self._rows = {}
+        return batch
+
+
+def hour_of(at: datetime) -> str:
+    """``2026-11-25T14``, UTC: as text it sorts as time does, in every database."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H")
+
+
+BY = ("tenant", "adapter", "version", "key", "day")
+
+
+def summed(rows: Iterable[tuple[str, Line, Counts]], *, by: str) -> list[dict[str, Any]]:
+    """One entry for each tenant, adapter …, in order; each with the names it is known by and all counts."""
+    sums: dict[tuple[Any, ...], Counts] = {}
+    for hour, line, counts in rows:
+        place = tuple(_named(by, hour, line).items())
+        sums[place] = sums.get(place, Counts()) + counts
+    ordered = sorted(sums.items(), key=lambda entry: [value for _, value in entry[0]])
+    return [dict(place) | shown(counts) for place, counts in ordered]
+
+
+def shown(counts: Counts) -> dict[str, Any]:
+    """For people and programs: residence in seconds."""
+    values: dict[str, Any] = asdict(counts)
+    values["resident_seconds"] = values.pop("resident_ms") / 1000
+    return values
+
+
+def _named(by: str, hour: str, line: Line) -> dict[str, Any]:
+    if by == "day":
+        return {"day": hour[:10]}
+    if by == "version":
+        return {"adapter": line.adapter, "version": line.version}
+    if by == "key":
+        return {"tenant": line.tenant, "key": line.key}
+    return {by: getattr(line, by)}
