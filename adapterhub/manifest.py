@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 from adapterhub.errors import IntegrityError, InvalidName, Unsupported
@@ -211,7 +211,7 @@ class Record:
     epochs: Mapping[str, str] = field(default_factory=dict)  # sha256 → where its bytes are (registry/condemned.py)
     read_from: Json | None = field(default=None, compare=False, repr=False)
 
-    @property
+    @cached_property  # of one value that never changes: asked for several times by every request that is served
     def ref(self) -> AdapterRef:
         return AdapterRef(self.name, version=self.version)
 

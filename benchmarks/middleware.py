@@ -274,7 +274,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ah-bench-") as folder:
         rows = uvloop.run(measure(Path(folder), options.seconds, profile))
     if profile is not None:
-        pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(45)
+        pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(60)
     print(json.dumps({"rows": rows}))
     return 0
 

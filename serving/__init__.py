@@ -23,6 +23,8 @@ replica is a whole server and no hop is added:
                    │              └─────► versions (files, fit for this base?) ─► resolver ─► vLLM
                    ▼
                 vLLM, under the immutable name acme/support@3, streaming untouched
+                   │
+                   └────────► account (its tokens) ─► telemetry ─► metering (the bill), metrics, log
 
 A version never changes and its folder is named after its digest, so nothing that vLLM caches by name or path is ever
 stale. A channel that moves is loaded first and flipped after; requests under way finish on the old version.

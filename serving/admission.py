@@ -15,7 +15,7 @@ from typing import Any
 
 from adapterhub.serving.fairness import Ask, Grant, Line, Window
 
-_CHARACTERS_PER_TOKEN = 4  # about
+_BYTES_PER_TOKEN = 4  # about
 
 
 class Turn:
@@ -23,11 +23,11 @@ class Turn:
 
     def __init__(self, line: Line, grant: Grant) -> None:
         self._line = line
-        self._grant = grant
+        self.grant = grant
 
     def count(self, *, output: int) -> None:
         """More tokens of the answer came."""
-        self._line.count(self._grant, output=output)
+        self._line.count(self.grant, output=output)
 
 
 class Admission:
@@ -42,12 +42,23 @@ class Admission:
     @contextlib.asynccontextmanager
     async def turn(self, ask: Ask) -> AsyncIterator[Turn]:
         """Wait for the turn, and hold it until the block ends."""
-        grant = await self._wait(ask)
+        turn = await self.take(ask)
         try:
-            yield Turn(self.line, grant)
+            yield turn
         finally:
-            self.line.end(grant, self.now())
-            self._call()
+            self.give_back(turn)
+
+    async def take(self, ask: Ask) -> Turn:
+        """Wait for the turn; it must be given back."""
+        return Turn(self.line, await self._wait(ask))
+
+    def give_back(self, turn: Turn) -> None:
+        self.line.end(turn.grant, self.now())
+        self._call()
+
+    def is_free(self, ask: Ask) -> bool:
+        """Whether `turn` would not wait."""
+        return self.line.is_free(ask, self.now())
 
     async def _wait(self, ask: Ask) -> Grant:
         called: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
@@ -80,10 +91,9 @@ class Admission:
             self._alarm = asyncio.get_running_loop().call_later(seconds + 0.001, self._call)
 
 
-def prompt_tokens(body: Mapping[str, Any]) -> int:
-    """Of a request, about: enough to weigh one tenant's against another's."""
-    texts = (body.get(field) for field in ("messages", "prompt", "input", "system", "instructions"))
-    return max(1, sum(len(str(text)) for text in texts if text) // _CHARACTERS_PER_TOKEN)
+def prompt_tokens(size: int) -> int:
+    """Of a request whose body is ``size`` bytes, about: enough to weigh one tenant's against another's."""
+    return max(1, size // _BYTES_PER_TOKEN)
 
 
 def sequences(body: Mapping[str, Any]) -> int:

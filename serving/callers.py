@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Literal, get_args
 
 from adapterhub.errors import Forbidden, UsageError
@@ -46,6 +47,25 @@ class Limits:
 NO_LIMITS = Limits()
 
 
+What = Literal["requests", "tokens"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose minute is counted: a tenant's, or one key's."""
+
+    kind: Literal["tenant", "key"]
+    name: str
+    limits: Limits
+
+    def per_minute(self, what: What) -> int | None:
+        return self.limits.requests_per_minute if what == "requests" else self.limits.tokens_per_minute
+
+    @cached_property
+    def id(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+
 @dataclass(frozen=True)
 class Caller:
     """Who asks. ``tenant`` is None for the one user of a server without keys."""
@@ -59,6 +79,13 @@ class Caller:
     limits: Limits = NO_LIMITS  # the tenant's, over all its keys
     key_limits: Limits = NO_LIMITS  # this key's
 
+    @cached_property
+    def subjects(self) -> tuple[Subject, ...]:
+        """The key first: what it may not take is not taken from its tenant. Nobody without keys."""
+        if self.tenant is None or self.key is None:
+            return ()
+        return (Subject("key", self.key, self.key_limits), Subject("tenant", self.tenant, self.limits))
+
     def may_use(self, name: AdapterName) -> bool:
         return self.tenant is None or self.tenant == name.tenant or name in self.shared
 
@@ -70,8 +97,15 @@ class Caller:
         if scope not in self.scopes:
             raise Forbidden("this key may not do that", why=f"it needs the scope {scope!r}")
 
+    @cached_property
+    def _usual_salt(self) -> str:
+        return self._salted(None)
+
     def salt(self, own: str | None) -> str:
         """The prefix cache's salt: no two tenants share one, whatever ``own`` salt they send."""
+        return self._usual_salt if own is None else self._salted(own)
+
+    def _salted(self, own: str | None) -> str:
         return hashlib.sha256(json.dumps([self.tenant, own]).encode()).hexdigest()
 
     def least(self, limit: str) -> int | None:

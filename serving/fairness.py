@@ -102,6 +102,12 @@ class Line:
 
     # ── coming and going ─────────────────────────────────────────────────────────────────────────────────────
 
+    def is_free(self, ask: Ask, now: float) -> bool:
+        """Whether a request would go at once: nobody waits, and there is room for it."""
+        if self._lines or not self._has_slot(ask.adapter, set()):
+            return False
+        return not self._is_kept_for_others(ask, now) and self._fits(ask)
+
     def join(self, ask: Ask) -> None:
         self._resting.pop(ask.tenant, None)
         if ask.tenant not in self._lines:

@@ -11,7 +11,7 @@ Times are of one clock (`time.perf_counter`), in seconds. Whatever counts, logs 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 from adapterhub.errors import AdapterHubError
@@ -84,15 +84,12 @@ class Flight:
         self.laps.append((name, self._last, now))
         self._last = now
 
-    def spans(self) -> Iterator[tuple[str, float]]:
-        """Name and seconds; a name may come again."""
+    def spans(self) -> dict[str, float]:
+        """Seconds by name. What is not in `WAITS` was spent in this package."""
+        found: dict[str, float] = {}
         for name, begin, end in self.laps:
-            yield name, end - begin
-
-    @property
-    def ours(self) -> float:
-        """Seconds spent in this package, before the engine and after it."""
-        return sum(seconds for name, seconds in self.spans() if name not in WAITS)
+            found[name] = found.get(name, 0.0) + end - begin
+        return found
 
     @property
     def seconds(self) -> float:

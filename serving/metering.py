@@ -20,7 +20,7 @@ from pathlib import Path
 from adapterhub.errors import AdapterHubError
 from adapterhub.serving.ledger import Ledger
 from adapterhub.serving.spool import Spool, left_behind
-from adapterhub.serving.usage import Batch, Counts, Line, Tally
+from adapterhub.serving.usage import Batch, Counts, Line, Tally, hour_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Metering:
         return self._clock() - self._booked_at
 
     def add(self, line: Line, counts: Counts) -> None:
-        self._tally.add(line, counts, at=self._now())
+        self._tally.add(line, counts, hour=hour_of(self._now()))
 
     def loaded(self, model: str) -> None:
         """A version was brought into the engine's memory, and is there from now on."""

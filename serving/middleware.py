@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import uuid
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ class TenancyMiddleware:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = tenancy.request_id_of(dict(scope["headers"])) or uuid.uuid4().hex
+        request_id = tenancy.request_id_of(dict(scope["headers"])) or f"{random.getrandbits(128):032x}"
         flight = Flight(scope["path"], request_id)
         send = flight.sending(send)
         try:
@@ -150,7 +150,10 @@ class TenancyMiddleware:
         ref = tenancy.read_model(body, caller)
         tenancy.check_body(body)  # before anything is loaded for it
         body = await self._within_lengths(flight, scope, route, caller, body)
-        await _reserve(flight, replica.quota, caller, route, body, until_the_last_byte)
+        prompt = prompt_tokens(len(raw))
+        if route.fills_cache and caller.least("tokens_per_minute") is not None:
+            guess = lengths.guess(body, route.path, prompt=prompt, answers=sequences(body))
+            await _reserve(flight, replica.quota, caller, guess, until_the_last_byte)
         flight.lap("admit")
         flight.model, template, added = BASE_NAME, None, [(b"x-adapterhub-version", BASE_NAME.encode())]
         sample = None
@@ -164,12 +167,12 @@ class TenancyMiddleware:
             await _ensure(replica, version, sample)
             flight.lap("load")
         if route.fills_cache:
-            ask = ask_of(replica, caller, ref, body, flight.model)
+            ask = ask_of(replica, caller, ref, body, flight.model, prompt=prompt)
             turn, receive = await take_turn(replica, caller, ask, until_the_last_byte, receive)
             flight.token_came = turn.count
             flight.lap("queue")
         if ref is not None:
-            await until_the_last_byte.enter_async_context(replica.residency.lease(version.record))
+            until_the_last_byte.callback(await replica.residency.hold(version.record))
             flight.lap("lease")
             template = replica.versions.chat_template(version.record)
             added = _version_headers(version)
@@ -232,18 +235,10 @@ async def _pass(scope: Scope, receive: Receive, clean: Headers, route: tenancy.R
 
 
 async def _reserve(
-    flight: Flight,
-    quota: Quota,
-    caller: Caller,
-    route: tenancy.Route,
-    body: dict[str, Any],
-    until_the_last_byte: contextlib.AsyncExitStack,
+    flight: Flight, quota: Quota, caller: Caller, tokens: int, until_the_last_byte: contextlib.AsyncExitStack
 ) -> None:
     """Hold tokens of the caller's minute until the last byte. Raises TooManyRequests."""
-    if caller.least("tokens_per_minute") is None or not route.fills_cache:
-        return
-    guess = lengths.guess(body, route.path, prompt=prompt_tokens(body), answers=sequences(body))
-    reservation = await quota.reserve(caller, tokens=guess)
+    reservation = await quota.reserve(caller, tokens=tokens)
 
     async def settle() -> None:
         await reservation.settle(tokens=flight.account.tokens)

@@ -17,6 +17,7 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -159,6 +160,14 @@ class Residency:
     @contextlib.asynccontextmanager
     async def lease(self, record: Record) -> AsyncIterator[None]:
         """Hold a version resident. Raises AdapterHubError where it cannot be."""
+        let_go = await self.hold(record)
+        try:
+            yield
+        finally:
+            let_go()
+
+    async def hold(self, record: Record) -> Callable[[], object]:
+        """A lease, and the way to end it. Raises AdapterHubError where a version cannot be resident."""
         name = str(record.ref)
         self.places.take(name)
         try:
@@ -166,10 +175,7 @@ class Residency:
         except BaseException:  # a cancelled wait too gives its lease back
             self._give_back(name)
             raise
-        try:
-            yield
-        finally:
-            asyncio.get_running_loop().call_later(self._settle, self._give_back, name)
+        return partial(asyncio.get_running_loop().call_later, self._settle, self._give_back, name)
 
     async def ensure(self, record: Record, *, within: float | None = None) -> None:
         """Load a version unless it is resident. Callers share one load, and none that leaves cancels it.

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.manifest import Record
-from adapterhub.serving.flight import Flight
+from adapterhub.serving.flight import WAITS, Flight
 from adapterhub.serving.metering import Metering
 from adapterhub.serving.metrics import Metrics
 from adapterhub.serving.usage import Counts, Line
@@ -58,11 +58,14 @@ class Telemetry:
         if flight.error is not None:
             self.metrics.rejections.labels(self.metrics.tenant(tenant), _reason(flight.error)).inc()
         self.metrics.of_request(tenant, flight.route, outcome).inc()
-        for name, seconds in flight.spans():
-            self.metrics.of_span(name).observe(seconds)
-            if name == "queue":
-                mine.queue.observe(seconds)
-        self.metrics.of_span("all").observe(flight.ours)
+        spans, ours = flight.spans(), 0.0
+        for name, seconds in spans.items():
+            if name not in WAITS:
+                self.metrics.of_span(name).observe(seconds)
+                ours += seconds
+        self.metrics.of_span("all").observe(ours)
+        if "queue" in spans:
+            mine.queue.observe(spans["queue"])
         if flight.streams and flight.first_token is not None:
             mine.first_token.observe(flight.first_token - flight.began)
         if account.tokens:
@@ -128,9 +131,7 @@ def _reason(error: AdapterHubError) -> str:
 def fields_of(flight: Flight) -> dict[str, object]:
     """What the log says of a request."""
     caller, account = flight.caller, flight.account
-    spans: dict[str, float] = {}
-    for name, seconds in flight.spans():
-        spans[name] = round(spans.get(name, 0.0) + seconds * 1000, 3)
+    spans = flight.spans()
     found: dict[str, object] = {
         "request_id": flight.request_id,
         "route": flight.route,
@@ -140,8 +141,8 @@ def fields_of(flight: Flight) -> dict[str, object]:
         "status": flight.status,
         "outcome": flight.outcome,
         "ms": round(flight.seconds * 1000, 3),
-        "ours_ms": round(flight.ours * 1000, 3),
-        "spans_ms": spans,
+        "ours_ms": round(1000 * sum(seconds for name, seconds in spans.items() if name not in WAITS), 3),
+        "spans_ms": {name: round(1000 * seconds, 3) for name, seconds in spans.items()},
         "tokens_in": account.tokens_in,
         "tokens_out": account.tokens_out,
         "tokens_cached": account.tokens_cached,

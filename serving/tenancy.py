@@ -10,9 +10,11 @@ Without keys there is one caller, who may use everything, and the server listens
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from adapterhub.errors import HeadersTooLarge, NotFound, UsageError
@@ -87,6 +89,10 @@ _MEDIA = re.compile(r"(image|audio|video|file)(_url)?|input_(image|audio|video|f
 _HEADERS = frozenset(  # never the client's own
     {b"x-request-id", b"x-vllm-priority", b"x-data-parallel-rank", b"authorization", b"x-api-key"}
 )
+# Where there may be something that can be read and not written again: lone surrogates, escaped, in UTF-8 or in UTF-16;
+# and nesting deeper than this.
+_ONLY_READ = (b"\\u", b"\xed", b"\x00")
+_DEEP = 500
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 
@@ -136,8 +142,9 @@ def strip_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
 def read_body(raw: bytes) -> dict[str, Any]:
     """The JSON object of a request. Raises UsageError."""
     try:
-        body = json.loads(raw, parse_constant=_no_constant)
-        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()  # 1e999 and lone surrogates are only read
+        body = json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
+        if any(sign in raw for sign in _ONLY_READ) or raw.count(b"{") + raw.count(b"[") > _DEEP:
+            json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise UsageError("the body is not JSON", why=str(error)[:200]) from error
     if not isinstance(body, dict):
@@ -157,10 +164,14 @@ def read_model(body: Mapping[str, Any], caller: Caller) -> AdapterRef | None:
         if not caller.base:
             raise not_found(BASE_NAME)
         return None
-    ref = AdapterRef.parse(model)
+    ref = _parsed(model) if len(model) <= _USUAL else AdapterRef.parse(model)
     if not caller.may_use(ref.name):
         raise not_found(ref)
     return ref
+
+
+_USUAL = 200  # characters: what is longer is not kept
+_parsed = lru_cache(4096)(AdapterRef.parse)
 
 
 def not_found(ref: AdapterRef | str) -> NotFound:
@@ -171,9 +182,9 @@ def not_found(ref: AdapterRef | str) -> NotFound:
 
 def check_body(body: Mapping[str, Any]) -> None:
     """Raises UsageError for what a caller may not send: it is told, and not dropped."""
-    for field, why in _REFUSED.items():
-        if body.get(field) not in (None, False):
-            raise UsageError(f"`{field}` is not accepted", why=why)
+    for field in body.keys() & _REFUSED.keys():
+        if body[field] not in (None, False):
+            raise UsageError(f"`{field}` is not accepted", why=_REFUSED[field])
     kwargs = body.get("chat_template_kwargs")
     if isinstance(kwargs, Mapping) and kwargs.keys() & {"chat_template", "tokenize"}:
         raise UsageError("`chat_template_kwargs` is not accepted so", why=_REFUSED["chat_template"])
@@ -233,6 +244,13 @@ def _check_media(part: dict[str, Any]) -> None:
     urls += [part.get("file_id"), part.get("file_url")]
     if any(isinstance(url, str) and not url.startswith("data:") for url in urls):
         raise UsageError("media by URL are not accepted", why="send them as a data: URL")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
 
 
 def _no_constant(name: str) -> Any:

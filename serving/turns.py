@@ -7,7 +7,7 @@ import contextlib
 from typing import Any
 
 from adapterhub.refs import AdapterRef
-from adapterhub.serving.admission import Turn, prompt_tokens, sequences
+from adapterhub.serving.admission import Turn, sequences
 from adapterhub.serving.arguments import BASE_NAME
 from adapterhub.serving.callers import Caller
 from adapterhub.serving.fairness import Ask
@@ -17,13 +17,18 @@ from adapterhub.serving.wire import ClientLeft, Message, Receive
 _AT_ONCE = 0.005  # seconds: a request whose turn comes later than that has waited
 
 
-def ask_of(replica: Replica, caller: Caller, ref: AdapterRef | None, body: dict[str, Any], model: str) -> Ask:
-    """What a request wants of the engine. Without keys everybody is one tenant: then an adapter's owner counts."""
+def ask_of(
+    replica: Replica, caller: Caller, ref: AdapterRef | None, body: dict[str, Any], model: str, *, prompt: int
+) -> Ask:
+    """What a request wants of the engine; ``prompt`` in tokens, about.
+
+    Without keys everybody is one tenant: then an adapter's owner counts.
+    """
     return Ask(
         tenant=caller.tenant or (ref.name.tenant if ref else BASE_NAME),
         adapter=model if ref else None,
         since=replica.admission.now(),
-        prompt=prompt_tokens(body),
+        prompt=prompt,
         sequences=sequences(body),
         weight=caller.weight,
     )
@@ -36,6 +41,8 @@ async def take_turn(
 
     What was heard of the client meanwhile is said again to the engine.
     """
+    if replica.quota.is_free(caller) and replica.admission.is_free(ask):
+        return await _enter(replica, caller, ask, until_the_last_byte), receive
     entering = asyncio.ensure_future(_enter(replica, caller, ask, until_the_last_byte))
     leaving = asyncio.ensure_future(receive())
     until_the_last_byte.callback(leaving.cancel)
@@ -60,5 +67,7 @@ async def take_turn(
 
 
 async def _enter(replica: Replica, caller: Caller, ask: Ask, until_the_last_byte: contextlib.AsyncExitStack) -> Turn:
-    await until_the_last_byte.enter_async_context(replica.quota.slot(caller))
-    return await until_the_last_byte.enter_async_context(replica.admission.turn(ask))
+    until_the_last_byte.callback(await replica.quota.take_slot(caller))
+    turn = await replica.admission.take(ask)
+    until_the_last_byte.callback(replica.admission.give_back, turn)
+    return turn

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from adapterhub.refs import AdapterName
@@ -57,13 +58,23 @@ class Counts:
     resident_ms: int = 0  # milliseconds in the engine's memory
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, name) + getattr(other, name) for name in COUNTS))
+        return Counts(
+            self.requests + other.requests,
+            self.cancelled + other.cancelled,
+            self.failed + other.failed,
+            self.tokens_in + other.tokens_in,
+            self.tokens_out + other.tokens_out,
+            self.tokens_cached + other.tokens_cached,
+            self.cold_loads + other.cold_loads,
+            self.resident_ms + other.resident_ms,
+        )
 
     def __bool__(self) -> bool:
-        return any(getattr(self, name) for name in COUNTS)
+        return self != _NOTHING
 
 
 COUNTS = tuple(f.name for f in fields(Counts))
+_NOTHING = Counts()
 
 
 @dataclass(frozen=True)
@@ -99,10 +110,11 @@ class Tally:
     _number: int = 0
     _rows: dict[tuple[str, Line], Counts] = field(default_factory=dict)
 
-    def add(self, line: Line, counts: Counts, *, at: datetime) -> None:
+    def add(self, line: Line, counts: Counts, *, hour: str) -> None:
         if counts:
-            place = (hour_of(at), line)
-            self._rows[place] = self._rows.get(place, Counts()) + counts
+            place = (hour, line)
+            before = self._rows.get(place)
+            self._rows[place] = before + counts if before else counts
 
     def take(self) -> Batch | None:
         """All of it, once; None where there is nothing."""
@@ -116,7 +128,13 @@ class Tally:
 
 def hour_of(at: datetime) -> str:
     """``2026-11-25T14``, UTC: as text it sorts as time does, in every database."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H")
+    return _hour(int(at.timestamp()) // 3600)
+
+
+@lru_cache(64)
+def _hour(number: int) -> str:
+    """``number`` of hours since 1970."""
+    return datetime.fromtimestamp(number * 3600, UTC).strftime("%Y-%m-%dT%H")
 
 
 BY = ("tenant", "adapter", "version", "key", "day")

@@ -55,7 +55,7 @@ def test_nothing_is_lost_or_doubled_wherever_batches_are_cut(
 ) -> None:
     tally, batches = Tally("w"), []
     for i, (line, what, at) in enumerate(entries):
-        tally.add(line, what, at=at)
+        tally.add(line, what, hour=hour_of(at))
         if i in cuts:
             batches.append(tally.take())
     batches.append(tally.take())
