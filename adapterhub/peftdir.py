@@ -164,6 +164,11 @@ def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
+def is_parameter(config: Mapping[str, Any], name: str) -> bool:
+    """Whether PEFT adapts this parameter by its own name (``target_parameters``), and not the module that it is of."""
+    return any(f".{name}".endswith(f".{target}") for target in config.get("target_parameters") or ())
+
+
 def pattern_value(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     """PEFT's rule for rank and alpha patterns: the first key that, as a regex, matches the name or ends it."""
     for key, value in pattern.items():
@@ -224,6 +229,8 @@ def _serve_reason(adapter: PeftDir) -> str:
         return f"modules_to_save {', '.join(saved)}: the engine takes only classifier heads"
     if any(f.embedding for f in adapter.factors):
         return "LoRA on embeddings is not served"
+    if adapter.config.get("trainable_token_indices"):
+        return "trainable tokens are not served"
     return ""
 
 
@@ -233,8 +240,6 @@ def _merge_reason(adapter: PeftDir) -> str:
         return "aLoRA acts on some tokens only and cannot be merged"
     if config.get("layer_replication"):
         return "layer replication changes the base's depth"
-    if config.get("trainable_token_indices") or any(".token_adapter." in t.name for t in adapter.others):
-        return "trainable tokens are not merged yet"
     heads = {"classifier", "score"} & set(config.get("modules_to_save") or ())
     if heads:
         return f"modules_to_save {', '.join(sorted(heads))}: a language model has no such head"
@@ -265,6 +270,8 @@ def plain_reason(adapter: PeftDir) -> str:
         return f"{adapter.others[0].name} is no LoRA factor"
     if any(f.embedding for f in adapter.factors):
         return "it has LoRA on embeddings"
+    if any(not name.endswith(".weight") for name in config.get("target_parameters") or ()):
+        return "it has LoRA on fused experts"
     return _merge_reason(adapter)
 
 
@@ -356,7 +363,9 @@ def _factor(config: Mapping[str, Any], module: str, kinds: Mapping[str, Tensor],
                 f"{path / WEIGHTS}: {vector.name} does not fit its factors",
                 why=f"it is {list(vector.shape)}, B is {list(b.shape)}",
             )
-    return Factor(module, a, b, rank, scale_of(config, module, rank), embedding, magnitude, bias)
+    weight = f"{module}.weight"
+    scale = scale_of(config, weight if is_parameter(config, weight) else module, rank)
+    return Factor(module, a, b, rank, scale, embedding, magnitude, bias)
 
 
 def _elements(shape: tuple[int, ...]) -> int:

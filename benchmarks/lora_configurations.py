@@ -31,6 +31,7 @@ SHAPE: dict[str, Any] = {
     "attn_implementation": "eager",
 }
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "num_experts_per_tok": 2}
 NEOX = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 
 
@@ -43,6 +44,7 @@ class Kind:
     norm: str = "norm"
     options: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
+    parameters: tuple[str, ...] = ()  # fused experts, and the router
 
 
 KINDS = {
@@ -55,7 +57,29 @@ KINDS = {
     "gpt2": Kind(
         linear=("c_attn", "c_proj", "c_fc"), embedding="wte", norm="ln_f", lora={"fan_in_fan_out": True}
     ),
-    "mixtral": Kind(linear=LLAMA[:4], options={"num_local_experts": 2}),
+    "mixtral": Kind(
+        linear=LLAMA[:4], options={"num_local_experts": 3}, parameters=("gate_up_proj", "down_proj", "mlp.gate.weight")
+    ),
+    "qwen2_moe": Kind(
+        linear=(*LLAMA[:4], "shared_expert_gate"),
+        options={**EXPERTS, "num_experts": 4},
+        parameters=("experts.gate_up_proj", "experts.down_proj"),
+    ),
+    "qwen3_moe": Kind(
+        linear=LLAMA[:4],
+        options={**EXPERTS, "num_experts": 4, "head_dim": 8},
+        parameters=("experts.gate_up_proj", "experts.down_proj", "gate.weight"),
+    ),
+    "granitemoe": Kind(
+        linear=LLAMA[:4],
+        options={"num_local_experts": 4, "num_experts_per_tok": 2},
+        parameters=("experts.gate_up_proj", "experts.down_proj"),
+    ),
+    "gpt_oss": Kind(
+        linear=LLAMA[:4],
+        options={"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+        parameters=("gate_up_proj", "down_proj", "experts.gate_up_proj_bias", "router.weight"),
+    ),
 }  # fmt: skip
 BIASED = frozenset({"gpt_neox", "gpt2"})  # all of whose linear layers have a bias
 
@@ -78,6 +102,8 @@ class Outcome:
     """Either how far the exported model's logits are from PEFT's, or why it was not exported."""
 
     error: float = 0.0
+    exact: float = 0.0  # the same with both models computing in float64: what the weights' own rounding leaves
+    noise: float = 0.0  # how far PEFT's logits in float32 are from its own in float64
     change: float = 0.0  # what the adapter does to the base's logits
     largest: float = 0.0  # of PEFT's logits, without a sign
     refused: str = ""
@@ -110,8 +136,13 @@ def random_configuration(seed: int) -> Configuration:
         lora["modules_to_save"] = pick.sample(rest, pick.randint(1, len(rest)))
     if pick.random() < 0.1:
         lora["ensure_weight_tying"] = True
-    if pick.random() < 0.05:
-        lora["trainable_token_indices"] = [1, 5]
+    if pick.random() < 0.1:
+        lora["trainable_token_indices"] = pick.choice(
+            [[1, 5], {about.embedding: [1, 5], "lm_head": [1, 6, 7]}, {"lm_head": [9]}]
+        )
+    if about.parameters and pick.random() < 0.7:
+        lora |= {"use_dora": False, "lora_bias": False}  # PEFT has neither for parameters
+        lora["target_parameters"] = pick.sample(about.parameters, pick.randint(1, len(about.parameters)))
     return Configuration(
         kind=kind,
         lora=lora,
@@ -132,7 +163,8 @@ def compare(configuration: Configuration, folder: Path) -> Outcome | None:
     try:
         with warnings.catch_warnings(action="ignore"):  # PEFT warns of tied heads and saved embeddings
             _write_adapter(configuration, base, adapter)
-            unmerged = logits(PeftModel.from_pretrained(load(base, configuration.resized), adapter))
+            peft = PeftModel.from_pretrained(load(base, configuration.resized), adapter)
+            unmerged, exact = logits(peft), logits(peft.double())
     # PEFT says in all these ways that it cannot; nothing of ours has run yet, and such configurations are counted
     except (ValueError, RuntimeError, TypeError, NotImplementedError, KeyError, AttributeError):
         return None
@@ -141,8 +173,11 @@ def compare(configuration: Configuration, folder: Path) -> Outcome | None:
     except AdapterHubError as error:
         return Outcome(refused=str(error))
     changed = unmerged - logits(load(base, configuration.resized))
+    exported = load(out)
     return Outcome(
-        error=float((logits(load(out)) - unmerged).abs().max()),
+        error=float((logits(exported) - unmerged).abs().max()),
+        exact=float((logits(exported.double()) - exact).abs().max()),
+        noise=float((unmerged - exact).abs().max()),
         change=float(changed.abs().max()),
         largest=float(unmerged.abs().max()),
     )
@@ -151,7 +186,7 @@ def compare(configuration: Configuration, folder: Path) -> Outcome | None:
 def load(folder: Path, resized: int | None = None) -> Any:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager")
     if resized:
         torch.manual_seed(0)
         model.resize_token_embeddings(resized)
@@ -187,12 +222,14 @@ def _write_adapter(configuration: Configuration, base: Path, folder: Path) -> No
         LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **configuration.lora),
     )
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if "magnitude" in name:
-            parameter.data.mul_(torch.rand_like(parameter) / 2 + 0.75)
-        elif "lora_" in name:
-            parameter.data.normal_(std=0.03)  # changes as large as the weights: larger ones only add float32 noise
-        else:
-            parameter.data.add_(torch.randn_like(parameter) * 0.02)
+        if parameter.requires_grad and "magnitude" not in name:
+            if "lora_" in name:
+                parameter.data.normal_(std=0.03)  # changes as large as the weights: larger ones only add float32 noise
+            else:
+                parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    for module in model.modules():  # magnitudes near the lengths that training would start from
+        for adapter, variant in getattr(module, "lora_variant", {}).items():
+            variant.init(module, adapter_name=adapter)
+            magnitude = module.lora_magnitude_vector[adapter].weight
+            magnitude.data.mul_(torch.rand_like(magnitude) / 2 + 0.75)
     model.save_pretrained(folder)

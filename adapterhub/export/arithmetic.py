@@ -16,14 +16,17 @@ from typing import Any
 
 from adapterhub.errors import Unsupported
 from adapterhub.export.files import read_at
-from adapterhub.export.layout import BLOCK, Delta, Operation, Rows
+from adapterhub.export.layout import BLOCK, Delta, Operation, Rows, Tokens
 from adapterhub.export.unpack import read_rows
-from adapterhub.peftdir import Tensor
+from adapterhub.peftdir import Factor, Tensor
 
 
 @dataclass(frozen=True)
 class Product:
-    """A delta ready to add, in float32: ΔW = scale · left @ right, left (rows, rank), right (rank, columns)."""
+    """A delta ready to add, in float32: ΔW = scale · left @ right, left (rows, rank), right (rank, columns).
+
+    Of a stack of experts left has the rows of all of them, and right is (experts, rank, columns).
+    """
 
     left: Any  # torch.Tensor
     right: Any  # torch.Tensor
@@ -31,26 +34,66 @@ class Product:
     lengths: Any = None  # DoRA: the length that each row of the sum gets, (rows,)
     gains: Any = None  # DoRA on a transposed weight: what each column of the sum is multiplied by, (columns,)
 
+    def right_of(self, rows: Rows) -> Any:
+        """(rank, columns) for a block, which lies in one expert."""
+        if self.right.dim() == 2:
+            return self.right
+        return self.right[rows.first * len(self.right) // len(self.left)]
+
+
+class Factors:
+    """Reads the factors in an adapter's weight file. Those of stacked experts stay until others come: in a checkpoint
+    with a tensor an expert, each takes its share of them."""
+
+    _KEPT = 2  # of one layer: gate and up, and down
+
+    def __init__(self, weights: Path) -> None:
+        self._weights = weights
+        self._stacks: dict[str, tuple[Any, Any]] = {}
+
+    def product(self, operation: Operation, delta: Delta) -> Product:
+        """Where DoRA's lengths are the columns', this reads the operation's whole tensor once, in blocks."""
+        import torch
+
+        factor = delta.factor
+        if delta.bias and factor.bias:
+            return Product(self._read(factor.bias)[:, None], torch.ones(1, 1), factor.scale)
+        if delta.share:
+            a, b = self._stack(factor, delta.share.experts)
+            return Product(
+                b[delta.share.expert, delta.share.first : delta.share.last], a[delta.share.expert], factor.scale
+            )
+        if delta.experts > 1:
+            a, b = self._stack(factor, delta.experts)
+            left, right = (a.mT, b.mT) if delta.transposed else (b, a)
+            return Product(left.flatten(0, 1), right.contiguous(), factor.scale)
+        a, b = self._read(factor.a), self._read(factor.b)
+        left, right = (a.T.contiguous(), b.T.contiguous()) if delta.transposed else (b, a)
+        plain = Product(left, right, factor.scale)
+        if delta.magnitude is None:
+            return plain
+        lengths = self._read(delta.magnitude)
+        if not delta.transposed:
+            return replace(plain, lengths=lengths)
+        return replace(plain, gains=_gains(lengths.double(), _column_norms(operation, plain), operation))
+
+    def _stack(self, factor: Factor, experts: int) -> tuple[Any, Any]:
+        """A (experts, rank, in) and B (experts, out, rank)."""
+        if factor.a.name not in self._stacks:
+            while len(self._stacks) >= self._KEPT:
+                del self._stacks[next(iter(self._stacks))]
+            a, b = self._read(factor.a), self._read(factor.b)
+            by_expert = b.view(len(b), -1, experts).permute(2, 0, 1).contiguous()
+            self._stacks[factor.a.name] = a.view(experts, -1, a.shape[1]), by_expert
+        return self._stacks[factor.a.name]
+
+    def _read(self, tensor: Tensor) -> Any:
+        return read_float32(tensor, self._weights)
+
 
 def product(operation: Operation, delta: Delta, weights: Path) -> Product:
-    """Read a delta's two factors from the adapter's weight file.
-
-    Where DoRA's lengths are the columns', this reads the whole tensor once, in blocks.
-    """
-    import torch
-
-    factor = delta.factor
-    if delta.bias and factor.bias:
-        return Product(read_float32(factor.bias, weights)[:, None], torch.ones(1, 1), factor.scale)
-    a, b = read_float32(factor.a, weights), read_float32(factor.b, weights)
-    left, right = (a.T.contiguous(), b.T.contiguous()) if delta.transposed else (b, a)
-    plain = Product(left, right, factor.scale)
-    if delta.magnitude is None:
-        return plain
-    lengths = read_float32(delta.magnitude, weights)
-    if not delta.transposed:
-        return replace(plain, lengths=lengths)
-    return replace(plain, gains=_gains(lengths.double(), _column_norms(operation, plain), operation))
+    """One delta, from factors that no other tensor needs."""
+    return Factors(weights).product(operation, delta)
 
 
 def _column_norms(operation: Operation, delta: Product) -> Any:
@@ -84,9 +127,19 @@ def _sum(rows: Rows, delta: Product | None) -> Any:
     raw, dtype = read_rows(rows, lambda size: memoryview(_room("raw", size).numpy()))
     old = torch.frombuffer(raw, dtype=torch_dtype(dtype), count=rows.elements)
     block = _room("wide", 4 * rows.elements).view(torch.float32).copy_(old).view(-1, rows.columns)
+    if rows.operation.tokens:
+        _set_tokens(block, rows, rows.operation.tokens)
     if delta is not None:
-        block.addmm_(delta.left[rows.first : rows.last], delta.right, alpha=delta.scale)
+        block.addmm_(delta.left[rows.first : rows.last], delta.right_of(rows), alpha=delta.scale)
     return block
+
+
+def _set_tokens(block: Any, rows: Rows, tokens: Tokens) -> None:
+    chosen = tokens.within(rows.first, rows.last)
+    if chosen:
+        values = read_float32(tokens.values, tokens.file)
+        for at, i in chosen:
+            block[at] = values[i]
 
 
 def rewrite(rows: Rows, delta: Product | None) -> memoryview:

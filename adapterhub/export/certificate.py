@@ -26,19 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from adapterhub import peftdir
 from adapterhub.errors import IntegrityError, NotFound
 from adapterhub.export import dequantise
 from adapterhub.export.dequantise import Fit
 from adapterhub.export.evidence import Certificate, QuantisedCheck, TensorCheck
+from adapterhub.export.exact import Array, Factors, Matrices, exact_factors, read_old
 from adapterhub.export.files import read_at
 from adapterhub.export.floats import DIGITS, TINIEST, distance, step, widen
-from adapterhub.export.layout import BLOCK, WIDTH, Copy, Delta, FilePlan, Operation, Rows, blocks
+from adapterhub.export.layout import WIDTH, Copy, FilePlan, Operation, Rows, blocks
 from adapterhub.export.parallel import in_order
 from adapterhub.export.plan import Plan
-from adapterhub.export.unpack import read_rows
 
 FILE = "export.json"
 FORMAT = 1
@@ -46,8 +45,6 @@ FORMAT = 1
 _ROWS = 8  # sampled of every merged tensor
 _UNIT = 2.0**-24  # rounding of one float32 operation
 _CACHED = 2**15  # elements of float64 whose many intermediate values the caches hold
-
-Array = npt.NDArray[Any]
 
 
 def certify(plan: Plan, folder: Path, *, progress: Callable[[int], None] = lambda _: None) -> Certificate:
@@ -87,7 +84,7 @@ def certify(plan: Plan, folder: Path, *, progress: Callable[[int], None] = lambd
         cast=sum(op.cast for op in plan.operations),
         kept=sum(op.kept and not op.saved for op in plan.operations),
         kept_bytes=kept_bytes,
-        saved=sum(op.saved for op in plan.operations),
+        saved=sum(op.saved or op.tokens is not None for op in plan.operations),
     )
 
 
@@ -128,42 +125,10 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Factors:
-    """One tensor's factors in float64, and what follows from them."""
-
-    name: str
-    dtype: str
-    rank: int
-    scale: float
-    left: Array  # (rows, rank)
-    right: Array  # (rank, columns)
-    lengths: Array | None = None  # DoRA's magnitudes: of rows, (rows,), or of columns, (columns,)
-    norms: Array | None = None  # of the sum's columns, where the lengths are theirs
-    moved: Array | None = None  # bound of the error of such a norm, as a multiple of that of its elements' own
-
-    @property
-    def norm(self) -> float:
-        """‖s·B·A‖ by the Gram matrices of the factors; ‖m‖ of DoRA."""
-        if self.lengths is not None:
-            return float(np.linalg.norm(self.lengths))
-        gram = (self.left.T @ self.left) * (self.right @ self.right.T).T
-        return abs(self.scale) * math.sqrt(max(0.0, float(gram.sum())))
-
-    @property
-    def measured(self) -> str:
-        return "difference from the base" if self.lengths is None else "size"
-
-    @property
-    def bound(self) -> float:
-        """|s|·‖B‖·‖A‖: at least the norm of |s|·|B||A|."""
-        return abs(self.scale) * float(np.linalg.norm(self.left) * np.linalg.norm(self.right))
-
-
-@dataclass(frozen=True)
 class _Found:
     """Sums over some blocks of one merged tensor."""
 
-    factors: _Factors
+    factors: Factors
     elements: int
     change: float  # ‖W' − W‖²
     old: float  # ‖W‖²
@@ -234,15 +199,16 @@ class _Codes:
 
 
 def _jobs(file: FilePlan, target: Path, weights: Path) -> Iterator[Callable[[], int | _Found | _Codes]]:
+    matrices = Matrices(weights)
     operation: Operation | None = None
-    factors: _Factors | None = None
+    factors: Factors | None = None
     for block in blocks(file):
         if isinstance(block, Copy):
             yield partial(_check_copy, target, block)
             continue
         if block.operation is not operation:
             operation = block.operation
-            factors = _factors(operation, operation.delta, weights) if operation.delta else None
+            factors = exact_factors(operation, operation.delta, matrices) if operation.delta else None
         yield partial(_check_codes if block.operation.scheme else _check_rows, target, block, factors)
 
 
@@ -261,9 +227,9 @@ def _check_copy(target: Path, block: Copy) -> int:
     return block.length
 
 
-def _check_rows(target: Path, rows: Rows, factors: _Factors | None) -> int | _Found:
+def _check_rows(target: Path, rows: Rows, factors: Factors | None) -> int | _Found:
     new_dtype = rows.operation.dtype
-    old = widen(*read_rows(rows))
+    old = read_old(rows)
     new = widen(read_at(target, rows.target, rows.elements * WIDTH[new_dtype]), new_dtype)
     if factors is None:
         if not np.array_equal(new, old):  # they are equal where the new dtype holds all values of the old one
@@ -277,7 +243,7 @@ def _check_rows(target: Path, rows: Rows, factors: _Factors | None) -> int | _Fo
     return _Found(factors, rows.elements, *squares, sampled, not_nearest, worst)
 
 
-def _check_samples(rows: Rows, old: Array, new: Array, factors: _Factors) -> tuple[int, int, float]:
+def _check_samples(rows: Rows, old: Array, new: Array, factors: Factors) -> tuple[int, int, float]:
     """Elements compared, how many are not the nearest, and the largest distance as a share of what is allowed."""
     chosen = _sample(rows)
     if not len(chosen):
@@ -290,15 +256,15 @@ def _check_samples(rows: Rows, old: Array, new: Array, factors: _Factors) -> tup
     return int(after.size), int((steps > 0.5).sum()), float((steps / (0.5 + allowed)).max(initial=0))
 
 
-def _sum(before: Array, chosen: Array, factors: _Factors) -> tuple[Array, Array]:
-    """W + s·B·A of the chosen rows in float64, and what bounds the error of a float32 one, as a multiple of it."""
-    left = factors.left[chosen]
-    truth = before + factors.scale * (left @ factors.right)
-    magnitude = np.abs(before) + abs(factors.scale) * (np.abs(left) @ np.abs(factors.right))
+def _sum(before: Array, chosen: Array, factors: Factors) -> tuple[Array, Array]:
+    """W + s·B·A of chosen rows of a block in float64, and what bounds the error of a float32 one, as a multiple."""
+    left, right = factors.left[chosen], factors.right_of(int(chosen[0]))
+    truth = before + factors.scale * (left @ right)
+    magnitude = np.abs(before) + abs(factors.scale) * (np.abs(left) @ np.abs(right))
     return _lengthened(truth, magnitude, chosen, factors)
 
 
-def _check_codes(target: Path, rows: Rows, factors: _Factors | None) -> _Codes:
+def _check_codes(target: Path, rows: Rows, factors: Factors | None) -> _Codes:
     operation, scheme, columns = rows.operation, rows.operation.scheme, rows.columns
     assert scheme is not None
     width, groups = operation.row_size(columns), scheme.groups(columns)
@@ -306,7 +272,7 @@ def _check_codes(target: Path, rows: Rows, factors: _Factors | None) -> _Codes:
     raw = np.frombuffer(read_at(target, rows.target, height * width), np.uint8).reshape(height, width)
     stored = read_at(target, rows.scales, height * groups * WIDTH[operation.dtype])
     scales = widen(stored, operation.dtype).reshape(height, groups)
-    old = widen(*read_rows(rows)).reshape(height, columns)
+    old = read_old(rows).reshape(height, columns)
     found = None
     for first in range(0, height, max(1, _CACHED // columns)):
         some = slice(first, first + max(1, _CACHED // columns))
@@ -317,7 +283,7 @@ def _check_codes(target: Path, rows: Rows, factors: _Factors | None) -> _Codes:
     return _Codes(operation, raw.nbytes + len(stored), found)
 
 
-def _unrounded(old: Array, first: int, dtype: str, factors: _Factors | None) -> tuple[Array, Array]:
+def _unrounded(old: Array, first: int, dtype: str, factors: Factors | None) -> tuple[Array, Array]:
     """Rows from ``first`` before they are quantised, and how far from that rounding and summing may have moved them."""
     half, tiniest = 2.0 ** -DIGITS[dtype], TINIEST[dtype] / 2
     if factors is None:
@@ -326,7 +292,7 @@ def _unrounded(old: Array, first: int, dtype: str, factors: _Factors | None) -> 
     return truth, np.abs(truth) * half + tiniest + (factors.rank + 4) * _UNIT * magnitude
 
 
-def _lengthened(truth: Array, magnitude: Array, chosen: Array, factors: _Factors) -> tuple[Array, Array]:
+def _lengthened(truth: Array, magnitude: Array, chosen: Array, factors: Factors) -> tuple[Array, Array]:
     """The sampled rows with DoRA's lengths, and what bounds their error: the gain's own is that of the norm, which a
     float32 sum moves by no more than the norm of its error, and two roundings."""
     if factors.lengths is None:
@@ -350,51 +316,16 @@ def _refuse_far(rows: Rows, after: Array, steps: Array, allowed: Array) -> None:
         )
 
 
-# ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _factors(operation: Operation, delta: Delta, weights: Path) -> _Factors:
-    factor, name = delta.factor, operation.source.name
-    if delta.bias and factor.bias:
-        bias = _matrix(factor.bias, weights)[:, None]
-        return _Factors(name, operation.dtype, 1, factor.scale, bias, np.ones((1, 1)))
-    a, b = _matrix(factor.a, weights), _matrix(factor.b, weights)
-    left, right = (a.T, b.T) if delta.transposed else (b, a)
-    plain = _Factors(name, operation.dtype, factor.rank, factor.scale, left, right)
-    if delta.magnitude is None:
-        return plain
-    lengths = _matrix(delta.magnitude, weights)
-    if not delta.transposed:
-        return replace(plain, lengths=lengths)
-    norms, moved = _column_norms(operation, plain)
-    return replace(plain, lengths=lengths, norms=norms, moved=moved)
-
-
-def _column_norms(operation: Operation, factors: _Factors) -> tuple[Array, Array]:
-    """‖V‖ of each column of V = W + s·B·A, in float64, and ‖|W| + |s|·|B||A|‖ over it; reads the tensor in blocks."""
-    count, columns = operation.source.shape
-    squares, bounds = np.zeros(columns), np.zeros(columns)
-    height = max(1, BLOCK // columns)
-    for first in range(0, count, height):
-        rows = Rows(operation, first, min(first + height, count), columns)
-        old = widen(*read_rows(rows)).reshape(-1, columns).astype(np.float64)
-        left = factors.left[first : rows.last]
-        squares += ((old + factors.scale * (left @ factors.right)) ** 2).sum(axis=0)
-        bounds += ((np.abs(old) + abs(factors.scale) * (np.abs(left) @ np.abs(factors.right))) ** 2).sum(axis=0)
-    return np.sqrt(squares), np.sqrt(bounds / squares)
-
-
-def _matrix(tensor: peftdir.Tensor, weights: Path) -> Array:
-    raw = read_at(weights, tensor.start, tensor.end - tensor.start)
-    return widen(raw, tensor.dtype).reshape(tensor.shape).astype(np.float64)
-
-
 def _sample(rows: Rows) -> Array:
-    """The sampled rows of the tensor that lie in this block: the first, the last, and some that its name chooses."""
-    count = rows.operation.source.shape[0]
+    """The sampled rows of the tensor that lie in this block: the first, the last, some that its name chooses, and of a
+    stack one of each expert."""
+    count = rows.operation.elements // rows.columns
+    experts = rows.operation.delta.experts if rows.operation.delta else 1
     seed = zlib.crc32(rows.operation.source.name.encode())
-    chosen = np.random.default_rng(seed).integers(0, count, _ROWS)
-    chosen = np.unique(np.concatenate([chosen[2:], [0, count - 1]]))
+    chance = np.random.default_rng(seed)
+    chosen = chance.integers(0, count, _ROWS)
+    each = np.arange(experts) * (count // experts) + chance.integers(0, count // experts)
+    chosen = np.unique(np.concatenate([chosen[2:], [0, count - 1], each if experts > 1 else each[:0]]))
     return chosen[(chosen >= rows.first) & (chosen < rows.last)]
 
 

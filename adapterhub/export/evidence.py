@@ -44,7 +44,7 @@ class Certificate:
     cast: int  # tensors whose dtype changed and nothing else
     kept: int  # tensors with the base's bytes
     kept_bytes: int  # bytes compared with their source's
-    saved: int = 0  # tensors that are the adapter's in place of the base's
+    saved: int = 0  # tensors that are the adapter's in place of the base's, or some of whose rows are
     quantised: tuple[QuantisedCheck, ...] = ()
     error: float = 0.0  # of all quantised tensors as one, relative
     divergence: Divergence | None = None  # of the quantised model's answers, where they were compared

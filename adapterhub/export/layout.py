@@ -29,6 +29,19 @@ BLOCK = 2**19  # elements read, computed and written at once: 1 to 2 MiB, which 
 
 
 @dataclass(frozen=True)
+class Share:
+    """What the tensor of one expert takes of factors that hold all experts.
+
+    A is expert by expert, (experts · rank, in); B is rank by rank, (out, rank · experts).
+    """
+
+    expert: int
+    experts: int
+    first: int  # rows of B: a checkpoint may keep gate and up apart where the adapter has them in one
+    last: int  # exclusive
+
+
+@dataclass(frozen=True)
 class Delta:
     """What is added to a tensor: scale · B·A, or its transpose where the layer keeps its weight as (in, out).
 
@@ -38,10 +51,26 @@ class Delta:
     factor: Factor
     transposed: bool = False
     bias: bool = False  # what is added is scale · B's bias, to the layer's bias
+    experts: int = 1  # whose matrices lie one behind another in the tensor: (experts, rows, columns)
+    share: Share | None = None  # where each expert has a tensor of its own
 
     @property
     def magnitude(self) -> Tensor | None:
         return None if self.bias else self.factor.magnitude
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows of an embedding or a head that are the adapter's, in place of the base's."""
+
+    rows: tuple[int, ...]
+    values: Tensor  # (len(rows), columns)
+    file: Path  # that holds them
+
+    def within(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Of those from ``first`` to ``last`` (exclusive): how far behind ``first`` each lies, and its row in
+        ``values``."""
+        return [(row - first, i) for i, row in enumerate(self.rows) if first <= row < last]
 
 
 @dataclass(frozen=True)
@@ -56,18 +85,19 @@ class Operation:
     delta: Delta | None = None
     packing: Packing | None = None  # of a quantised tensor
     saved: bool = False  # the source is the adapter's, in place of the base's
+    tokens: Tokens | None = None  # rows of it that are the adapter's; they are set before anything is added
     scheme: Scheme | None = None  # how it is quantised
     scales: int = 0  # where its scales start in the new file
 
     @property
     def kept(self) -> bool:
-        untouched = self.delta is None and self.packing is None and self.scheme is None
+        untouched = not (self.delta or self.packing or self.tokens or self.scheme)
         return untouched and self.dtype == self.source.dtype
 
     @property
     def cast(self) -> bool:
         """Whether its dtype changes and nothing else."""
-        return not (self.kept or self.delta or self.saved or self.scheme)
+        return not (self.kept or self.delta or self.saved or self.tokens or self.scheme)
 
     @property
     def elements(self) -> int:
@@ -206,12 +236,16 @@ def _copies(file: Path, source: int, target: int, length: int, size: int) -> Ite
 
 
 def _rows(operation: Operation, size: int) -> Iterator[Rows]:
-    whole = operation.delta or operation.packing or operation.scheme
+    """No block reaches from one expert into the next."""
+    whole = operation.delta or operation.packing or operation.tokens or operation.scheme
     shape = operation.source.shape
-    count, columns = shape if whole and len(shape) == 2 else (operation.elements, 1)
+    columns = shape[-1] if whole and len(shape) > 1 else 1
+    count = operation.elements // max(1, columns)
+    height = count // operation.delta.experts if operation.delta else count
     step = max(1, size // max(1, columns))
-    for first in range(0, count, step):
-        yield Rows(operation, first, min(first + step, count), columns)
+    for top in range(0, count, max(1, height)):
+        for first in range(top, top + height, step):
+            yield Rows(operation, first, min(first + step, top + height), columns)
 
 
 def _file(name: str, operations: list[Operation], base: Path | None) -> FilePlan:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from adapterhub import peftdir
 from adapterhub.export import arithmetic
-from adapterhub.export.arithmetic import Product
+from adapterhub.export.arithmetic import Factors, Product
 from adapterhub.export.files import copy_range, reflink, sync, write_at
 from adapterhub.export.layout import Copy, FilePlan, Operation, Rows, blocks
 from adapterhub.export.parallel import in_order
@@ -35,7 +35,7 @@ def merge(plan: Plan, staging: Staging, *, link: bool = False, progress: Callabl
     ``link``: files in which nothing changes become hard links to the base's, where the file system allows it.
     ``progress`` is called with the bytes done so far. Raises OSError, StorageError, Unsupported.
     """
-    weights = plan.adapter.path / peftdir.WEIGHTS
+    factors = Factors(plan.adapter.path / peftdir.WEIGHTS)
     with arithmetic.one_thread_a_block(), ThreadPoolExecutor(1, "sync") as syncer:
         durable: list[Future[None]] = []
         before = 0  # bytes of the files before this one
@@ -43,7 +43,7 @@ def merge(plan: Plan, staging: Staging, *, link: bool = False, progress: Callabl
             target = staging.folder / file.name
             if file.name not in staging.finished and not (link and _linked(file, target)):
                 noted = 0
-                with closing(_write(file, target, weights, after=staging.partial.get(file.name, 0))) as ends:
+                with closing(_write(file, target, factors, after=staging.partial.get(file.name, 0))) as ends:
                     for end in ends:
                         progress(before + end)
                         if end - noted > _SYNC and all(future.done() for future in durable):
@@ -57,12 +57,12 @@ def merge(plan: Plan, staging: Staging, *, link: bool = False, progress: Callabl
             future.result()
 
 
-def _write(file: FilePlan, target: Path, weights: Path, *, after: int) -> Generator[int, None, None]:
+def _write(file: FilePlan, target: Path, factors: Factors, *, after: int) -> Generator[int, None, None]:
     """Make one file, and tell after each block how far it is whole. The first ``after`` bytes are there already."""
-    yield from in_order(_jobs(file, target, weights, after))
+    yield from in_order(_jobs(file, target, factors, after))
 
 
-def _jobs(file: FilePlan, target: Path, weights: Path, after: int) -> Iterator[Callable[[], int]]:
+def _jobs(file: FilePlan, target: Path, factors: Factors, after: int) -> Iterator[Callable[[], int]]:
     """One job a block. A tensor's factors are read when its first block comes up, and forgotten with its last."""
     cloned = not after and file.source is not None and reflink(file.source, target)
     if not cloned and not after:
@@ -79,7 +79,7 @@ def _jobs(file: FilePlan, target: Path, weights: Path, after: int) -> Iterator[C
         else:
             if block.operation is not operation:
                 operation = block.operation
-                delta = arithmetic.product(operation, operation.delta, weights) if operation.delta else None
+                delta = factors.product(operation, operation.delta) if operation.delta else None
             yield partial(_rewrite, target, block, delta)
 
 

@@ -19,6 +19,23 @@ Renames = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Fused experts: parameters of the module ``…experts``, each (experts, out, in) in memory.
+
+    A checkpoint has them as they are, or a tensor an expert: ``…experts.3.up_proj.weight``.
+    """
+
+    parts: Mapping[str, tuple[str, ...]]  # parameter → what one expert calls its rows, from the top
+    others: tuple[str, ...] = ()  # parameters with a row an expert
+    transposed: bool = False  # (experts, in, out)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """In the order in which the module has them."""
+        return tuple(name for part in self.parts for name in (part, *(o for o in self.others if o.startswith(part))))
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What is special about one ``model_type``."""
 
@@ -27,6 +44,7 @@ class Architecture:
     tied: bool = False  # whether the head is the embedding where the config does not say
     conv1d: bool = False  # weights are (in, out)
     renamed: Renames = ()  # pattern in memory, how it is stored
+    experts: Experts | None = None
 
     def stored(self, module: str) -> tuple[str, ...]:
         """The names that a module may have in a checkpoint, likeliest first.
@@ -40,7 +58,20 @@ class Architecture:
         return tuple(dict.fromkeys(name for name in (renamed, module, module.partition(".")[2]) if name))
 
 
-_BLOCK_SPARSE: Renames = ((r"\.mlp\.(?:gate|router)$", ".block_sparse_moe.gate"),)
+_BLOCK_SPARSE: Renames = (
+    (r"\.mlp\.(?:gate|router)$", ".block_sparse_moe.gate"),
+    (r"\.mlp\.experts\b", ".block_sparse_moe.experts"),
+)
+_W123 = Experts({"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)})
+_GATE_UP_DOWN = Experts({"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)})
+_GPT_OSS = Experts(
+    {"gate_up_proj": (), "down_proj": ()}, others=("gate_up_proj_bias", "down_proj_bias"), transposed=True
+)
+_GRANITE: Renames = (
+    (r"\.block_sparse_moe\.router$", ".block_sparse_moe.router.layer"),
+    (r"\.block_sparse_moe\.experts\.gate_up_proj$", ".block_sparse_moe.input_linear.weight"),
+    (r"\.block_sparse_moe\.experts\.down_proj$", ".block_sparse_moe.output_linear.weight"),
+)
 _GEMMA3: Renames = (
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head$", "language_model.lm_head"),
@@ -54,10 +85,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         (
             *("llama", "mistral", "ministral3", "qwen2", "qwen3", "phi", "phi3", "olmo", "olmo2", "olmo3", "stablelm"),
             *("granite", "glm", "glm4", "exaone4", "helium", "persimmon", "seed_oss", "arcee", "apertus", "cwm"),
-            *("qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "deepseek_v2", "deepseek_v3", "gpt_oss"),
         ),
         _LLAMA,
     ),
+    **dict.fromkeys(
+        ("qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "deepseek_v2", "deepseek_v3"),
+        Architecture(experts=_GATE_UP_DOWN),
+    ),
+    "gpt_oss": Architecture(experts=_GPT_OSS),
     **dict.fromkeys(
         (
             *("gemma", "gemma2", "gemma3_text", "vaultgemma", "cohere", "cohere2", "starcoder2", "smollm3"),
@@ -65,8 +100,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ),
         _TIED,
     ),
-    **dict.fromkeys(("mixtral", "phimoe", "minimax"), Architecture(renamed=_BLOCK_SPARSE)),
-    "granitemoe": Architecture(renamed=((r"\.block_sparse_moe\.router$", ".block_sparse_moe.router.layer"),)),
+    **dict.fromkeys(("mixtral", "phimoe", "minimax"), Architecture(renamed=_BLOCK_SPARSE, experts=_W123)),
+    "granitemoe": Architecture(renamed=_GRANITE, experts=Experts({"gate_up_proj": (), "down_proj": ()})),
     "gemma3": Architecture(embedding="model.language_model.embed_tokens", tied=True, renamed=_GEMMA3),
     "gpt2": Architecture(embedding="transformer.wte", tied=True, conv1d=True),
     "openai-gpt": Architecture(embedding="transformer.tokens_embed", tied=True, conv1d=True),

@@ -6,6 +6,7 @@ a NaN among the factors, or a file that changes under us.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from typing import Any
 from adapterhub import peftdir
 from adapterhub.base import BaseModel
 from adapterhub.errors import AlreadyExists, MissingDependency, StorageError, Unsupported, UsageError
-from adapterhub.export.changes import Change, Changes, find_changes
+from adapterhub.export.changes import find_changes
+from adapterhub.export.ends import Change, Changes
 from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, FilePlan, Operation, lay_out, spread
 from adapterhub.export.names import architecture
 from adapterhub.export.packing import Stored, check_quantisation, stored
@@ -105,7 +107,7 @@ class Plan:
             "tensors": {
                 "merged": len(self.merged),
                 "quantised": len(self.quantised),
-                "saved": sum(op.saved for op in self.operations),
+                "saved": sum(op.saved or op.tokens is not None for op in self.operations),
                 "cast": sum(op.cast for op in self.operations),
                 "kept": sum(op.kept and not op.saved for op in self.operations),
             },
@@ -141,7 +143,7 @@ def plan_export(
 
     Raises:
         AdapterError: the adapter directory is broken.
-        Unsupported: the adapter or the base is whole, but this cannot be merged: fused experts, a quantised base …
+        Unsupported: the adapter or the base is whole, but this cannot be merged: aLoRA, a quantised base …
         BaseMismatch: another base, by fingerprint, by name or by shape.
         AlreadyExists: ``to`` exists.
         StorageError: too little disk, a folder that cannot be written, a broken base.
@@ -205,8 +207,6 @@ def _check_target(to: Path) -> None:
 def _check_adapter(adapter: PeftDir) -> None:
     verdict = peftdir.verdicts(adapter).merge
     why = verdict.reason if verdict.answer == "no" else ""
-    if adapter.config.get("target_parameters"):
-        why = "LoRA on parameters (fused experts) is not merged yet"
     odd = {tensor.dtype for tensor in adapter.tensors.values()} - WIDTH.keys()
     if odd:
         why = f"its tensors are stored as {', '.join(sorted(odd))}"
@@ -257,6 +257,7 @@ def _operations(
             delta=change.delta,
             packing=None if saved else weight.packing,
             saved=saved is not None,
+            tokens=change.tokens,
         )
 
     found = []
@@ -292,4 +293,4 @@ def _existing(folder: Path) -> Path:
 
 
 def _float32_bytes(factor: Factor) -> int:
-    return 4 * factor.rank * (factor.a.shape[1] + factor.b.shape[0])
+    return 4 * (math.prod(factor.a.shape) + math.prod(factor.b.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ PROMISED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "mistral": ({"sliding_window": None}, LINEAR),
     "qwen2": ({}, LINEAR),
     "qwen3": ({}, LINEAR),
+    "gemma": ({}, LINEAR),
     "gemma2": ({"query_pre_attn_scalar": 8}, LINEAR),
     "gemma3_text": ({"query_pre_attn_scalar": 8}, LINEAR),
     "phi3": ({"rope_scaling": None}, ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
@@ -78,6 +80,34 @@ def test_logits(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", ["linear", "head and embedding"])
+def test_logits_of_a_multimodal_gemma3(case: str, tmp_path: Path) -> None:
+    """Its language model has other names in memory than in a checkpoint, and its config keeps them one level down."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    def load(folder: Path) -> Any:
+        return Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = SHAPE | {"head_dim": 8, "query_pre_attn_scalar": 8}
+    config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 16, "patch_size": 8})
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    Gemma3ForConditionalGeneration(config).save_pretrained(base)
+    targets = r".*language_model.*_proj" if case == "linear" else ["lm_head", "embed_tokens"]
+    lora = LoraConfig(task_type="CAUSAL_LM", r=3, init_lora_weights=False, target_modules=targets)
+    with warnings.catch_warnings(action="ignore"):  # PEFT warns of tied heads and saved embeddings
+        get_peft_model(load(base), lora).save_pretrained(adapter)
+        unmerged = _logits(PeftModel.from_pretrained(load(base), adapter))
+
+    export_model(adapter, find_base(str(base)), tmp_path / "out")
+
+    assert float((_logits(load(tmp_path / "out")) - unmerged).abs().max()) <= 1e-5 * max(1, float(unmerged.abs().max()))
+    assert float((_logits(load(base)) - unmerged).abs().max()) > 1e-3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", names.ARCHITECTURES)
 def test_the_table_is_what_transformers_does(kind: str) -> None:
     from transformers.core_model_loading import revert_weight_conversion
@@ -97,6 +127,30 @@ def test_the_table_is_what_transformers_does(kind: str) -> None:
             assert f"{line.stored(name)[0]}.weight" in checkpoint
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind, line in names.ARCHITECTURES.items() if line.experts])
+def test_the_experts_are_what_transformers_has(kind: str) -> None:
+    """Their parameters in order, which PEFT's nesting follows, and what a checkpoint makes of them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    line = names.ARCHITECTURES[kind]
+    assert line.experts
+    model, _ = _meta_model(kind)
+    checkpoint = revert_weight_conversion(model, dict(model.state_dict()))
+    found = {name: module for name, module in model.named_modules() if name.endswith(".experts")}
+    assert found
+    for name, module in found.items():
+        assert tuple(parameter for parameter, _ in module.named_parameters(recurse=False)) == line.experts.parameters
+        assert getattr(module, "is_transposed", False) is line.experts.transposed
+        for parameter, parts in line.experts.parts.items():
+            stack = getattr(module, parameter)
+            if not parts:
+                assert checkpoint[line.stored(f"{name}.{parameter}")[0]].shape == stack.shape
+            for part in parts:
+                tensor = checkpoint[f"{line.stored(name)[0]}.0.{part}.weight"]
+                assert tensor.shape == (stack.shape[1] // len(parts), stack.shape[2])
+
+
 def _meta_model(kind: str) -> tuple[Any, Any]:
     """A model of two layers without storage, else as its config is by default."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -108,6 +162,8 @@ def _meta_model(kind: str) -> tuple[Any, Any]:
             setattr(inner, name, 2)
     if getattr(inner, "layer_types", None):
         inner.layer_types = inner.layer_types[:2]
+    if getattr(inner, "first_k_dense_replace", 0):  # layers without experts
+        inner.first_k_dense_replace = 1
     for name in ("num_experts", "num_local_experts", "n_routed_experts"):
         if getattr(inner, name, None):
             setattr(inner, name, max(2, getattr(inner, "num_experts_per_tok", 2) or 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,21 @@ from adapterhub.export.layout import BLOCK
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notes in the journal after every block: what 128 MB are to a real model."""
     monkeypatch.setattr("adapterhub.export.merge._SYNC", 0)
+
+
+@pytest.fixture
+def at_once(often: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each note is durable before the next block: how many there are does not depend on how busy the disk is."""
+    monkeypatch.setattr("adapterhub.export.merge.ThreadPoolExecutor", AtOnce)
+
+
+class AtOnce(ThreadPoolExecutor):
+    """Runs what it is given before it returns."""
+
+    def submit(self, work: Any, *arguments: Any, **named: Any) -> Future[Any]:
+        future = super().submit(work, *arguments, **named)
+        future.result()
+        return future
 
 
 def interrupt(adapter: Path, base: Any, to: Path, *, after: float, **options: Any) -> None:
@@ -47,7 +63,7 @@ def test_the_same_bytes(
     assert read_folder(tmp_path / "out") == read_folder(tmp_path / "straight")
 
 
-@pytest.mark.usefixtures("often")
+@pytest.mark.usefixtures("at_once")
 def test_what_is_durable_in_a_file_is_not_made_again(big_base: Any, big_adapter: Path, tmp_path: Path) -> None:
     one = {"max_shard_size": 10**9}
     interrupt(big_adapter, big_base, tmp_path / "out", after=0.8, **one)
