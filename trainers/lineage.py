@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adapterhub.errors import DataError
 from adapterhub.trainers.config import DataSource, TrainConfig
+from adapterhub.trainers.data import DataFile
 from adapterhub.trainers.prepare import Prepared
 
 
@@ -19,9 +21,9 @@ def portable(prepared: Prepared) -> TrainConfig:
         config,
         base_model=prepared.base.name,
         output_dir=None,
-        datasets=_named(config.datasets),
-        test_datasets=_named(config.test_datasets),
-        chat_template_jinja=prepared.template if config.chat_template == "jinja" else None,
+        datasets=_named(config.datasets, prepared.train.files),
+        test_datasets=_named(config.test_datasets, prepared.evaluation.files if prepared.evaluation else ()),
+        **_texts(prepared),
         report_to=(),  # whom it was told to changes no weight, and is nobody's business
         wandb_project=None,
         wandb_entity=None,
@@ -35,27 +37,29 @@ def at_hand(config: TrainConfig, *, base: str, data: Sequence[Path], output_dir:
     """A portable config with the base and the data files of this machine, found by their names.
 
     Args:
-        data: files, or folders that hold them.
+        data: files, or folders that hold them. What is on S3 or the Hub needs none: it is fetched again.
 
     Raises DataError where one is missing.
     """
     files = {file.name: file for path in data for file in (sorted(path.iterdir()) if path.is_dir() else [path])}
 
-    def found(sources: tuple[DataSource, ...]) -> tuple[DataSource, ...]:
-        missing = [source.path for source in sources if source.path not in files]
-        if missing:
-            raise DataError(
-                f"the data file {missing[0]} is not among those given",
-                why="the training was made with it; it is found by its name and known by its hash",
-                hint=f"--data PATH/{missing[0]}, or a folder that holds it",
-            )
-        return tuple(replace(source, path=str(files[source.path].absolute())) for source in sources)
+    def found(source: DataSource) -> DataSource:
+        name = source.path.rsplit("/", 1)[-1]
+        if name in files:
+            return replace(source, path=str(files[name].absolute()))
+        if "/" in source.path:  # an address, see `_named`
+            return source
+        raise DataError(
+            f"the data file {name} is not among those given",
+            why="the training was made with it; it is found by its name and known by its hash",
+            hint=f"--data PATH/{name}, or a folder that holds it",
+        )
 
     return replace(
         config,
         base_model=base,
-        datasets=found(config.datasets),
-        test_datasets=found(config.test_datasets),
+        datasets=tuple(map(found, config.datasets)),
+        test_datasets=tuple(map(found, config.test_datasets)),
         output_dir=str(output_dir),
     )
 
@@ -77,5 +81,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _named(sources: tuple[DataSource, ...]) -> tuple[DataSource, ...]:
-    return tuple(replace(source, path=Path(source.path).name) for source in sources)
+def _texts(prepared: Prepared) -> dict[str, Any]:
+    """The template's text in the place of its file, and what a tokenizer from elsewhere changed in the place of it."""
+    config, tokenizer = prepared.config, prepared.tokenizer
+    template = {"chat_template": "jinja", "chat_template_jinja": prepared.template}
+    if not config.tokenizer_config:
+        return template if config.chat_template == "jinja" else {}
+    tokens = {key: getattr(tokenizer, key) for key in ("pad_token", "eos_token", "bos_token")}
+    kept = {"tokenizer_config": None, "special_tokens": {key: token for key, token in tokens.items() if token}}
+    return kept | (template if prepared.template is not None else {})
+
+
+def _named(sources: tuple[DataSource, ...], files: Sequence[DataFile]) -> tuple[DataSource, ...]:
+    """Local files by their names; what is on S3 or the Hub by its whole address, where it is found again."""
+    return tuple(
+        replace(source, path=Path(source.path).name)
+        if file.path.exists() and not source.path.startswith("s3://")
+        else source
+        for source, file in zip(sources, files, strict=bool(sources))
+    )

@@ -17,6 +17,7 @@ from adapterhub.trainers.config import DataSource, TrainConfig
 from adapterhub.trainers.data import DataFile, Row, read_source, with_system
 from adapterhub.trainers.deepspeed import read_deepspeed
 from adapterhub.trainers.labels import Example, Labeler
+from adapterhub.trainers.room import room, too_little
 from adapterhub.trainers.tokenizer import check_served_alike, generation_ends, load_tokenizer, template_of
 
 
@@ -98,9 +99,11 @@ def prepare(config: TrainConfig, *, beside: Mapping[str, Path | None] | None = N
     config = replace(config, learning_rate=config.learning_rate or expected)
     parameters = checks.lora_parameters(base, config)
     facts = checks.Facts(train.trained_tokens, parameters, expected, positions)
-    return Prepared(
-        config, base, tokenizer, template, train, evaluation, parameters, tuple(checks.advise(config, facts))
-    )
+    longest = max(len(example.input_ids) for example in train.examples)
+    as_seen = config if config.sample_packing else replace(config, sequence_len=longest)
+    shortage = too_little(as_seen, base.config, room())
+    advice = (*checks.advise(config, facts), *([shortage] if shortage else []))
+    return Prepared(config, base, tokenizer, template, train, evaluation, parameters, advice)
 
 
 def _read(sources: Sequence[DataSource], beside: Path | None, skip_bad_rows: int) -> tuple[DataFile, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,7 @@ from adapterhub.cli.output import JsonOption, print_json, print_table, say
 from adapterhub.errors import UsageError
 
 if TYPE_CHECKING:
+    from adapterhub.trainers import TrainConfig
     from adapterhub.trainers.probe import Probe
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GB|GiB|G)?", re.IGNORECASE)
@@ -39,7 +41,8 @@ def plan(
     limit = _bytes(gpu) if gpu else None
     machine = Machine(gpu=True) if limit else Machine.here()
     read = read_config(read_yaml(config), machine=machine, allow_unknown_keys=allow_unknown_keys).config
-    found = make(read, base_config(read.base_model, revision=read.model_revision), gpu=machine.gpu, limit=limit)
+    base = base_config(read.base_model, revision=read.model_revision)
+    found = make(read, base, gpu=machine.gpu, limit=limit)
     timed = _probed(config, allow_unknown_keys=allow_unknown_keys) if probe else None
     if as_json:
         print_json(found.to_json() | ({"probe": timed.to_json()} if timed else {}))
@@ -55,6 +58,7 @@ def plan(
             f"({timed.tokens_per_second:.0f} tokens/s on this machine)"
         )
     if limit is None:
+        _say_room(read, base, gpu=machine.gpu)
         return
     if found.fits is None:
         say(f"[yellow]does not fit {gpu}:[/] lower sequence_len or lora_r, or take a smaller base")
@@ -62,6 +66,16 @@ def plan(
         say(f"fits {gpu} with " + ", ".join(f"{k}: {str(v).lower()}" for k, v in found.fits.items()))
     else:
         say(f"fits {gpu} as it is")
+
+
+def _say_room(config: TrainConfig, base: Mapping[str, Any], *, gpu: bool) -> None:
+    from adapterhub.trainers.room import room, too_little
+
+    free = room()
+    if free is None or free.gpu != gpu:
+        return
+    warning = too_little(config, base, free)
+    say(f"[yellow]too little memory:[/] {warning}" if warning else f"fits what {free.owner} has free")
 
 
 def _probed(config: Path, *, allow_unknown_keys: bool) -> Probe:

@@ -25,9 +25,11 @@ def reproduce(
     context: typer.Context,
     ref: Annotated[str, typer.Argument(metavar="TENANT/ADAPTER[@VERSION]", help="Default: the newest active version.")],
     data: Annotated[
-        list[Path],
-        typer.Option("--data", metavar="FILE|DIR", help="The data it was trained on, or the folder of it; repeatable."),
-    ],
+        list[Path] | None,
+        typer.Option(
+            "--data", metavar="FILE|DIR", help="The data files, or their folder; S3 and Hub data are fetched again."
+        ),
+    ] = None,
     base: BaseOption = None,
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Keep the run there; default: it is removed.")
@@ -47,7 +49,7 @@ def reproduce(
     _check_can_be_reproduced(record)
     adapter = Cache(settings.cache, registry).fetch(record)
     out = folder or Path(context.with_resource(tempfile.TemporaryDirectory(prefix="ah-reproduce-"))) / "run"
-    reading, prepared = _prepared(record, adapter, base or settings.base, data, out)
+    reading, prepared = _prepared(record, adapter, base or settings.base, data or [], out)
     differences = changes(record.manifest.lineage.environment, environment())
     for difference in differences:
         say(f"[yellow]not as it was:[/] {difference}")

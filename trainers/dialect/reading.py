@@ -298,6 +298,9 @@ class _Reader:
             changes["gradient_accumulation_steps"] = max(1, read["batch_size"] // config.micro_batch_size)
         for template, jinja in templates_of(config.datasets + config.test_datasets):
             changes |= {"chat_template": template, "chat_template_jinja": jinja}
+        for key in ("datasets", "test_datasets"):  # it is the whole config's now
+            found = getattr(config, key)
+            changes[key] = tuple(replace(s, chat_template=None, chat_template_jinja=None) for s in found)
         changes["attn_implementation"] = attention(read, self.machine)
         if not self.machine.gpu:
             changes |= {"bf16": False, "fp16": False, "tf32": False}
