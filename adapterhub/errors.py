@@ -22,7 +22,8 @@
     ├── RequirementUnmet       falls short of --require          422   exit 1
     ├── MissingDependency          an extra or a program is absent   500
     ├── StorageError               disk full, not writable, away     503
-    │   └── UnsafeStore            cannot keep our promises          503
+    │   ├── UnsafeStore            cannot keep our promises          503
+    │   └── RegistryAway           a server cannot look a name up    503
     ├── StillLoading               an adapter, longer than we wait   503
     ├── IntegrityError             bytes differ from the record      500   exit 1
     ├── RunFailed                  training or export broke off      500   exit 1
@@ -180,6 +181,10 @@ class StorageError(AdapterHubError):
 
 class UnsafeStore(StorageError):
     """The store cannot keep the registry's promises (create-if-absent, read after write)."""
+
+
+class RegistryAway(StorageError):
+    """A server cannot look up what is asked for: its registry does not answer. What is loaded goes on being served."""
 
 
 class StillLoading(AdapterHubError):

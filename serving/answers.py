@@ -12,7 +12,7 @@ import math
 from http import HTTPStatus
 from typing import Any
 
-from adapterhub.errors import AdapterHubError, NotReady, StillLoading, TooManyRequests, Unauthorized
+from adapterhub.errors import AdapterHubError, NotReady, RegistryAway, StillLoading, TooManyRequests, Unauthorized
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _BROKEN = "something broke on our side"
 def error_answer(error: AdapterHubError, *, path: str, request_id: str) -> tuple[int, bytes]:
     """Status and JSON body. Logs what the client is not told."""
     message = str(error)
-    if error.status >= 500 and not isinstance(error, StillLoading | NotReady):  # those are told as they are
+    if error.status >= 500 and not isinstance(error, StillLoading | NotReady | RegistryAway):  # told as they are
         log.error("request %s: %s", request_id, error, exc_info=error)
         message = f"{_UNAVAILABLE if error.status == 503 else _BROKEN} (request {request_id})"
     return error.status, json.dumps(_shape(error.status, message, path)).encode()

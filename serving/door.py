@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, NotReady, StorageError
+import asyncio
+import logging
+
+from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, NotReady, RegistryAway
 from adapterhub.refs import AdapterRef
 from adapterhub.serving import tenancy
 from adapterhub.serving.callers import SINGLE_USER, Caller
 from adapterhub.serving.deployment import Deployment
 from adapterhub.serving.replica import Replica
 from adapterhub.serving.wire import Headers, Scope
+
+log = logging.getLogger(__name__)
 
 
 def find_replica(scope: Scope, route: tenancy.Route) -> Replica:
@@ -35,15 +40,20 @@ def find_caller(replica: Replica, route: tenancy.Route, headers: Headers) -> Cal
 
 
 async def find_deployment(replica: Replica, ref: AdapterRef) -> Deployment:
-    """What is asked for, with the registry's own words kept from the client: they name its address."""
+    """What is asked for, with the registry's own words kept from the client: they name its address.
+
+    Raises NotFound, Gone, and RegistryAway for what is not known here while the registry does not answer in time.
+    """
     try:
-        return await replica.rollout.deployment(ref)
+        async with asyncio.timeout(replica.config.load_seconds):
+            return await replica.rollout.deployment(ref)
     except NotFound as error:
         raise tenancy.not_found(ref) from error
     except Gone:
         raise
-    except AdapterHubError as error:
-        raise StorageError(f"{ref} cannot be looked up", why=str(error)) from error
+    except (AdapterHubError, TimeoutError) as error:
+        log.error("%s cannot be looked up: %s", ref, error or "the registry does not answer in time")
+        raise RegistryAway(f"{ref} cannot be looked up", why="the registry does not answer; try again") from error
 
 
 def _text(header: bytes | None) -> str | None:
