@@ -5,7 +5,7 @@ BIN := .venv/bin
 # One process a core. What trains or starts an engine takes the whole machine, and runs after it, one at a time.
 FAST := -m "not slow and not engine" -n auto --dist worksteal
 
-.PHONY: help setup demo test test-fast compat check lint format bench bench-gpu clean
+.PHONY: help setup demo test test-fast compat soak check lint format bench bench-gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,10 @@ compat: setup  ## LangChain, LiteLLM and the OpenAI and Anthropic clients, again
 	@$(BIN)/uv pip install -q --python $(BIN)/python --target .compat/python --constraints constraints.txt langchain-openai litellm
 	@if command -v npm >/dev/null; then npm install --silent --no-save --no-audit --no-fund --prefix .compat/node openai; fi
 	@PYTHONPATH=.compat/python AH_NODE_MODULES=$(CURDIR)/.compat/node/node_modules $(BIN)/python -m pytest -q tests/e2e/test_clients.py
+
+MINUTES ?= 60
+soak: setup  ## mixed traffic, swaps and bad requests for MINUTES=60; nothing may be wrong at the end
+	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 check: lint test  ## what CI wants: format, lint, types, imports, tests
 

@@ -7,7 +7,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Server:
     folder: Path
     http: httpx.Client
     log: Path
+    processes: Callable[[], list[int]]
 
 
 @contextlib.contextmanager
@@ -47,12 +48,13 @@ def serve(
     max_loras: int = 4,
     vllm_args: tuple[str, ...] = (),
     database: str | None = None,
+    registry: str | None = None,
 ) -> Iterator[Server]:
-    """`ah serve` on a free port, with a registry below ``folder``, and keys where there is a database."""
-    registry = open_registry((folder / "registry").as_uri())
+    """`ah serve` on a free port, with a registry (or one below ``folder``), and keys where there is a database."""
+    opened = open_registry(registry or (folder / "registry").as_uri())
     options = ServeOptions(
         base=str(base),
-        registry=registry.url,
+        registry=opened.url,
         cache=folder / "cache",
         port=0,
         dtype=dtype,
@@ -62,7 +64,7 @@ def serve(
         vllm_args=vllm_args,
     )
     with Engine(options) as engine, httpx.Client(base_url=engine.url, timeout=600) as http:
-        yield Server(engine.url, registry, find_base(str(base)), folder, http, engine.log)
+        yield Server(engine.url, opened, find_base(str(base)), folder, http, engine.log, engine.processes)
 
 
 @contextlib.contextmanager
@@ -71,26 +73,32 @@ def stock(
     base: Path,
     *,
     dtype: str = "float32",
-    adapters: Mapping[str, Path],
+    adapters: Mapping[str, Path] | None = None,
+    resolver: Path | None = None,
     max_loras: int = 4,
     our_product: bool = False,
     vllm_args: tuple[str, ...] = (),
 ) -> Iterator[httpx.Client]:
-    """The same engine with the same flags and none of our plug-ins; ``adapters`` are loaded when it starts.
+    """The same engine with the same flags and none of our plug-ins; ``adapters`` are loaded when it starts, and what
+    lies in the folder ``resolver`` when it is asked for.
 
     With ``our_product`` its LoRA product on CPU is ours: what is measured then is all the rest.
     """
     plugins = {"VLLM_PLUGINS": "none"}
     if our_product:
         plugins = {"VLLM_PLUGINS": "bench-lora", "PYTHONPATH": str(_product_plugin(folder))}
+    if resolver is not None:
+        plugins["VLLM_PLUGINS"] += ",lora_filesystem_resolver"
+        plugins |= {"VLLM_LORA_RESOLVER_CACHE_DIR": str(resolver), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     with tempfile.TemporaryDirectory() as empty:
         options = ServeOptions(base=str(base), registry=Path(empty).as_uri(), cache=folder / "cache", port=0)
         launch = prepare(options)
     flags = ["--model", str(base), "--served-model-name", "base", "--host", launch.host, "--port", str(launch.port)]
     flags += ["--dtype", dtype, "--max-model-len", "1024", "--enable-prefix-caching", *vllm_args]
+    if adapters or resolver:
+        flags += ["--enable-lora", "--max-loras", str(max_loras), "--max-lora-rank", "16"]
     if adapters:
-        flags += ["--enable-lora", "--max-loras", str(max_loras), "--max-lora-rank", "16", "--lora-modules"]
-        flags += [f"{name}={path}" for name, path in adapters.items()]
+        flags += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     launch = replace(
         launch,
         command=(*launch.command[:3], *flags),  # python -c "…" and nothing of ours
@@ -117,8 +125,8 @@ def published(server: Server, name: AdapterName, *, seed: int, rank: int = 8) ->
     return server.registry.publish(draft(path, base=server.base), name=name, author="bench")
 
 
-def write_adapter(path: Path, base: BaseModel, *, seed: int, rank: int = 8) -> Path:
-    """PEFT's layout, random factors on all linear layers."""
+def write_adapter(path: Path, base: BaseModel, *, seed: int, rank: int = 8, base_name: str | None = None) -> Path:
+    """PEFT's layout, random factors on all linear layers; ``base_name`` is for vLLM's resolver, which compares it."""
     path.mkdir()
     rng = np.random.default_rng(seed)
     tensors = {}
@@ -130,9 +138,20 @@ def write_adapter(path: Path, base: BaseModel, *, seed: int, rank: int = 8) -> P
             tensors[f"{key}.lora_A.weight"] = rng.normal(0, width**-0.5, (rank, width)).astype("float32")
             tensors[f"{key}.lora_B.weight"] = rng.normal(0, rank**-0.5, (out, rank)).astype("float32")
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "bias": "none"}
-    (path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": list(LINEAR)}))
+    config |= {"target_modules": list(LINEAR), "base_model_name_or_path": base_name}
+    (path / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, path / "adapter_model.safetensors")
     return path
+
+
+def resident_bytes(processes: Iterable[int]) -> int:
+    """Memory that processes hold, what they share counted once for each."""
+    total = 0
+    for pid in processes:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                total += int(line.split()[1]) * 1024
+    return total
 
 
 def time_to_first_token(server: Server, model: str, *, seed: int, expect: str | None = None) -> float:

@@ -15,7 +15,15 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / ".bench"
-NOT_BENCHMARKS = {"run_all.py", "machine.py", "engines.py", "models.py", "lora_configurations.py"}
+NOT_BENCHMARKS = {
+    "run_all.py",
+    "machine.py",
+    "engines.py",
+    "clients.py",
+    "soak.py",
+    "models.py",
+    "lora_configurations.py",
+}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapterhub.errors import AdapterHubError, Gone, IntegrityError, NotFound
+from adapterhub.errors import AdapterHubError, Gone, IntegrityError, NotFound, StorageError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Registry, Version
@@ -167,12 +167,28 @@ class Rollout:
         tenant = ref.name.tenant
         # the cursor before the look: a change in between is seen twice rather than never
         cursor = self._cursors.get(tenant) or (await self._blocking(self._registry.changes, tenant)).cursor
-        found: Deployment = await self._blocking(read_deployment, self._registry, ref)
+        try:
+            found: Deployment = await self._blocking(read_deployment, self._registry, ref)
+        except NotFound:
+            await self._check_it_is_there()
+            raise
         self._cursors.setdefault(tenant, cursor)
         pointer = self._pointers[ref] = Pointer(ref, ready=found.until_scored, wanted=found)
         if not pointer.is_settled:
             pointer.move = asyncio.create_task(self._bring(pointer), name=f"move {ref}")
         return pointer.ready
+
+    async def _check_it_is_there(self) -> None:
+        """A folder that is not mounted any more says that nothing is there. Raises StorageError."""
+        known = next(iter(self._pointers.values()), None)
+        if known is None:
+            return
+        try:
+            await self._blocking(self._registry.resolve, known.ready.main.record.ref)
+        except Gone:
+            return
+        except NotFound as error:
+            raise StorageError("the registry is not there any more", why=f"it has lost {known.ready}") from error
 
     async def _refresh(self, pointers: Iterable[Pointer]) -> None:
         for pointer in list(pointers):

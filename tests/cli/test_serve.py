@@ -55,12 +55,27 @@ def test_a_port_in_use_names_the_command_with_another(serve: Serve, tiny_base: P
         (["--host", "0.0.0.0", "--no-keys"], "would let everybody in"),
         (["--keys"], "no tenant has a key"),
         (["--max-lora-rank", "24"], "--max-lora-rank 32"),
+        (["--webhook", "hooks.example.com"], "--webhook 'hooks.example.com' is no URL"),
+        (["--prompts", "nowhere"], "holds TENANT/ADAPTER.jsonl"),
+        (["--drain-seconds", "-1"], "--drain-seconds"),
+        (["--restarts", "-1"], "--restarts"),
+        (["--", "--chat-template", "x.jinja"], "the template comes with the base's folder"),
     ],
 )
 def test_what_is_refused_says_why(serve: Serve, tiny_base: Path, words: list[str], why: str) -> None:
     code, said = serve("--base", str(tiny_base), "--port", "0", *words)
     assert code == 2
     assert why in " ".join(said.split())
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis//x", "postgresql://x/y"])
+def test_a_redis_that_is_none_is_told_before_anything_loads(
+    serve: Serve, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("AH_REDIS_URL", url)
+    code, said = serve("--base", str(tiny_base), "--port", "0")
+    assert code == 2
+    assert "AH_REDIS_URL is not a Redis URL" in said
 
 
 def test_a_base_that_is_not_there(serve: Serve, tmp_path: Path) -> None:

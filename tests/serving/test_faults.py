@@ -90,6 +90,21 @@ class TestTheRegistry:
                 assert refused.headers["retry-after"] and "secret" not in refused.text
         assert (await ask(client, "acme/support@prod")).status_code == 200
 
+    async def test_one_that_lost_everything_is_no_reason_to_say_that_nothing_exists(
+        self, client: httpx.AsyncClient, publish: Publish, registry: Any
+    ) -> None:
+        """As a folder that is not mounted any more."""
+        publish(channel="prod")
+        publish("acme/other")
+        assert (await ask(client, "acme/support@prod")).status_code == 200
+        assert (await ask(client, "acme/none")).status_code == 404
+        kept = dict(registry.store._values)
+        registry.store._values.clear()
+        assert (await ask(client, "acme/support@prod")).status_code == 200
+        assert (await ask(client, "acme/other")).status_code == 503
+        registry.store._values.update(kept)
+        assert (await ask(client, "acme/other")).status_code == 200
+
     async def test_when_it_is_back_it_is_asked_again(
         self, client: httpx.AsyncClient, publish: Publish, registry: Registry
     ) -> None:
