@@ -43,10 +43,14 @@ class Served:
     processes: Callable[[], list[int]]
     ledger: Ledger
 
-    def publish(self, name: str, *, seed: int, rank: int = 8, channel: str | None = None) -> Record:
-        """A random adapter, strong enough to change every answer plainly."""
+    def publish(
+        self, name: str, *, seed: int, rank: int = 8, channel: str | None = None, template: str | None = None
+    ) -> Record:
+        """A random adapter, strong enough to change every answer plainly; with a chat template of its own or none."""
         path = self.folder / f"{name.replace('/', '-')}-{seed}-{rank}"
         write_loud_adapter(path, base=self.base, seed=seed, rank=rank)
+        if template is not None:
+            (path / "chat_template.jinja").write_text(template)
         record = self.registry.publish(draft(path, base=self.base), name=AdapterName.parse(name), author="tests")
         if channel:
             self.move(name, channel, record.version)
@@ -122,7 +126,12 @@ def served(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         max_model_len=512,
         database=default_url(folder / "home"),  # without tenants: usage goes there
         usage=folder / "usage",
-        vllm_args=("--enforce-eager",),
+        # a babbling adapter would fill its JSON with white space
+        vllm_args=(
+            *("--enforce-eager", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+            *("--tool-strict-level", "parameter"),
+            *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
+        ),
     )
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
