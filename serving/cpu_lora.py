@@ -5,7 +5,7 @@ which in torch is the last slot, so the base is answered with somebody's adapter
 token. Here a step of the engine, with T tokens and S slots in use, is:
 
 - few tokens (decode): all slots as one wide LoRA. h = x·Aᵀ with the A of the slots stacked, (T, S·n·r); the columns
-  that are not the token's slot are set to zero; y += h·B. Three operations, whatever T and S.
+  that are not the token's slot are set to zero; y += h·B, one product a projection. n + 2 operations, whatever T and S.
 - many tokens (prompts): slot by slot on its own rows, so no token pays for another's adapter.
 - no token with an adapter: nothing.
 
@@ -69,8 +69,8 @@ class Rows:
 class Packed:
     """The factors of one module for all slots, packed for the products.
 
-    ``a`` is (slots · n · r, in) and ``b`` (slots · n · r, out): row k of ``a`` makes column k of h, row k of ``b`` is
-    what it adds to y, zero outside the projection that it belongs to.
+    ``a`` is (slots · n · r, in): a slot's projections stand together, so that one product makes h for all of them.
+    ``b`` is one (slots · r, width) for each of the n projections.
     """
 
     def __init__(
@@ -108,19 +108,36 @@ class Packed:
         self.rank = rank
         self.block = rank * len(lora_a)  # rows of one slot
         self.a = torch.zeros(self.slots * self.block, lora_a[0].shape[-1])
-        self.b = torch.zeros(self.slots * self.block, sum(self.widths))
+        self.b = [torch.zeros(self.slots * rank, width) for width in self.widths]
         self._seen = [-1] * self.slots  # the version at which each slot was packed
         self._finite = [True] * self.slots
         self.finite = True  # all of them: zeros beside an infinity or a NaN would not be zeros in a wide product
 
     def _pack(self, slot: int) -> None:
-        row, column = slot * self.block, 0
-        for a, b, width in zip(*self._stacked, self.widths, strict=True):
-            self.a[row : row + self.rank] = a[slot, 0, : self.rank]
-            self.b[row : row + self.rank, column : column + width] = b[slot, 0, :, : self.rank].T
-            row, column = row + self.rank, column + width
-        own = slice(slot * self.block, (slot + 1) * self.block)
-        self._finite[slot] = bool(self.a[own].isfinite().all() and self.b[own].isfinite().all())
+        own_a = self.a[slot * self.block : (slot + 1) * self.block]
+        own_b = [b[slot * self.rank : (slot + 1) * self.rank] for b in self.b]
+        for a, b, part, target in zip(*self._stacked, own_a.split(self.rank), own_b, strict=True):
+            part.copy_(a[slot, 0, : self.rank])
+            target.copy_(b[slot, 0, :, : self.rank].T)
+        self._finite[slot] = all(bool(factor.isfinite().all()) for factor in (own_a, *own_b))
+
+
+class Filled:
+    """Which slots of a stack of factors hold anything."""
+
+    def __init__(self, factors: torch.Tensor) -> None:
+        """``factors``: (slots, …)."""
+        self._factors = factors
+        self._seen = -1  # the version at which they were looked at
+        self._known: dict[int, bool] = {}
+
+    def among(self, slots: Sequence[int]) -> list[int]:
+        if self._factors._version != self._seen:
+            self._seen, self._known = self._factors._version, {}
+        for slot in slots:
+            if slot not in self._known:
+                self._known[slot] = bool(self._factors[slot].any())
+        return [slot for slot in slots if self._known[slot]]
 
 
 def _rank(a: torch.Tensor, b: torch.Tensor) -> int:
@@ -135,6 +152,7 @@ class AdapterProduct(PunicaWrapperCPU):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._packed: dict[int, Packed] = {}
+        self._filled: dict[int, Filled] = {}
         self._tokens = self._samples = Rows(())
 
     def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any) -> None:
@@ -181,23 +199,34 @@ class AdapterProduct(PunicaWrapperCPU):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """The same for the output layer: y (samples, vocabulary), x (samples, width)."""
+        filled = self._filled_slots(lora_a_stacked, self._samples)
+        if not filled:
+            return
         x = _flat(x)
         h = torch.zeros(x.shape[0], lora_a_stacked.shape[-2])
-        _add_stacked(h, x, lora_a_stacked, self._samples, scale=scale)
-        _add_stacked(_flat(y), h, lora_b_stacked, self._samples)
+        _add_stacked(h, x, lora_a_stacked, self._samples, slots=filled, scale=scale)
+        _add_stacked(_flat(y), h, lora_b_stacked, self._samples, slots=filled)
 
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, *args: Any, **kwargs: Any
     ) -> None:
         """The same for the input layer, where x (T, max rank) is looked up already."""
-        _add_stacked(_flat(y), _flat(x), lora_b_stacked, self._tokens)
+        filled = self._filled_slots(lora_b_stacked, self._tokens)
+        _add_stacked(_flat(y), _flat(x), lora_b_stacked, self._tokens, slots=filled)
+
+    def _filled_slots(self, factors: torch.Tensor, rows: Rows) -> list[int]:
+        """The used slots whose factors are not all zero. Nearly every adapter leaves these two layers alone."""
+        filled = self._filled.get(id(factors))
+        if filled is None:  # it keeps the tensor alive, so its id stays its own
+            filled = self._filled[id(factors)] = Filled(factors)
+        return filled.among(rows.used)
 
     def add_shrink(
         self, y: Sequence[torch.Tensor], x: torch.Tensor, lora_a_stacked: Sequence[torch.Tensor], scale: float, **_: Any
     ) -> None:
         """First half of a layer whose factors are sharded: y[i] (T, rank) += x·Aᵀ."""
         for h, a in zip(y, lora_a_stacked, strict=True):
-            _add_stacked(_flat(h), _flat(x), a, self._tokens, scale=scale)
+            _add_stacked(_flat(h), _flat(x), a, self._tokens, slots=self._tokens.used, scale=scale)
 
     def add_expand(
         self,
@@ -211,36 +240,52 @@ class AdapterProduct(PunicaWrapperCPU):  # type: ignore[misc]
         """Second half: y (T, out) += x[i]·Bᵀ, one output slice after the other."""
         column = offset_start
         for h, b, width in zip(x, lora_b_stacked, output_slices, strict=True):
-            _add_stacked(_flat(y)[:, column : column + width], _flat(h), b, self._tokens)
+            target = _flat(y)[:, column : column + width]
+            _add_stacked(target, _flat(h), b, self._tokens, slots=self._tokens.used)
             column += width
 
 
 def _add_wide(y: torch.Tensor, x: torch.Tensor, packed: Packed, rows: Rows, scale: float) -> None:
     """All slots from the first used to the last at once."""
-    first, last = rows.used[0] * packed.block, (rows.used[-1] + 1) * packed.block
-    h = torch.nn.functional.linear(x, packed.a[first:last])
+    first, last = rows.used[0], rows.used[-1] + 1
+    h = torch.nn.functional.linear(x, packed.a[first * packed.block : last * packed.block])
     if rows.foreign is not None:
         h.view(rows.count, -1, packed.block).masked_fill_(rows.foreign, 0.0)
-    _add_product(y, h, packed.b[first:last], scale)
+    _expand(y, h, packed, first, last, scale)
 
 
 def _add_by_slot(y: torch.Tensor, x: torch.Tensor, packed: Packed, rows: Rows, scale: float) -> None:
-    """Each slot on its own rows, each projection on its own columns."""
+    """Each slot on its own rows."""
     for slot in rows.used:
-        of_slot, first, column = rows.of(slot), slot * packed.block, 0
-        h = torch.nn.functional.linear(x[of_slot], packed.a[first : first + packed.block])
+        of_slot = rows.of(slot)
+        h = torch.nn.functional.linear(x[of_slot], packed.a[slot * packed.block : (slot + 1) * packed.block])
         target = y[of_slot]  # a view, or a copy where the rows are apart
-        for part, width in zip(h.split(packed.rank, dim=1), packed.widths, strict=True):
-            b = packed.b[first : first + packed.rank, column : column + width]
-            _add_product(target[:, column : column + width], part, b, scale)
-            first, column = first + packed.rank, column + width
+        _expand(target, h, packed, slot, slot + 1, scale)
         if not isinstance(of_slot, slice):
             y[of_slot] = target
 
 
-def _add_stacked(y: torch.Tensor, x: torch.Tensor, factors: torch.Tensor, rows: Rows, *, scale: float = 1.0) -> None:
+def _expand(y: torch.Tensor, h: torch.Tensor, packed: Packed, first: int, last: int, scale: float) -> None:
+    """y += scale · h·B, projection by projection: h is (T, slots from first to last · n · r)."""
+    n, column = len(packed.widths), 0
+    parts = h.view(h.shape[0], last - first, n, packed.rank).movedim(2, 0).reshape(n, h.shape[0], -1)
+    for part, b, width in zip(parts, packed.b, packed.widths, strict=True):
+        target = y if n == 1 else y[:, column : column + width]
+        _add_product(target, part, b[first * packed.rank : last * packed.rank], scale)
+        column += width
+
+
+def _add_stacked(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    factors: torch.Tensor,
+    rows: Rows,
+    *,
+    slots: Sequence[int],
+    scale: float = 1.0,
+) -> None:
     """y += scale · x·fᵀ, f the row's own of vLLM's ``factors`` (slots, 1, out, in). For rare layers: not packed."""
-    for slot in rows.used:
+    for slot in slots:
         of_slot, f = rows.of(slot), factors[slot].squeeze(0).float()
         target = y[of_slot]
         width = min(target.shape[1], f.shape[0])  # adapter and base may pad the vocabulary differently

@@ -152,6 +152,20 @@ def test_the_output_and_the_input_layer(cpu_lora: ModuleType) -> None:
     torch.testing.assert_close(embedded, module.expected(y, x, slots).float())
 
 
+def test_an_output_layer_that_vllm_wrote_to_is_read_again(cpu_lora: ModuleType) -> None:
+    import torch
+
+    slots = [0, 1, -1]
+    module, wrapper = Module.random((64,), torch.float32), wrapper_for(cpu_lora.AdapterProduct, slots)
+    (a,), (b,) = module.a, module.b
+    x, y = torch.randn(3, IN), torch.randn(3, 64)
+    for rank in (0, 4, 0):  # no factors for this layer, some, none again
+        module.set(1, rank)
+        logits = y.clone()
+        wrapper.add_lora_logits(logits, x, a, b, 1.0)
+        torch.testing.assert_close(logits, module.expected(y, x, slots).float())
+
+
 def test_layers_in_two_halves(cpu_lora: ModuleType) -> None:
     import torch
 
