@@ -202,8 +202,11 @@ def working_set(held: Sequence[Holding], *, max_loras: int, memory: int) -> int:
     return max(max_loras, min(wanted, affordable))
 
 
-def arguments(options: ServeOptions, config: ServeConfig, *, dtype: str) -> list[str]:
+def arguments(options: ServeOptions, config: ServeConfig, *, dtype: str, on_cpu: bool) -> list[str]:
     """The engine's command line. What was put behind ``--`` stands last, so it wins over defaults."""
+    # With LoRA vLLM compiles nothing on a CPU. Told so up front, it takes its own operators, not those that the
+    # compiler would have fused.
+    eager = ["--enforce-eager"] if on_cpu else []
     return [
         *("--model", str(config.base), "--served-model-name", BASE_NAME),
         *("--host", config.host, "--port", str(config.port), "--api-server-count", "1"),
@@ -214,6 +217,7 @@ def arguments(options: ServeOptions, config: ServeConfig, *, dtype: str) -> list
         *("--enable-prefix-caching", "--enable-prompt-tokens-details"),
         *("--no-enable-log-requests", "--disable-uvicorn-access-log"),
         "--disable-fastapi-docs",
+        *eager,
         *options.vllm_args,
     ]
 

@@ -283,7 +283,7 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
         prompts=options.prompts,
     )
     return Launch(
-        command=(sys.executable, "-c", _ENTRY, *arguments.arguments(options, config, dtype=dtype)),
+        command=(sys.executable, "-c", _ENTRY, *arguments.arguments(options, config, dtype=dtype, on_cpu=on_cpu)),
         environment=arguments.environment(environ, config, defaults=_defaults(log, on_cpu=on_cpu)),
         host=options.host,
         port=port,

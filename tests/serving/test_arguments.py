@@ -59,7 +59,9 @@ class TestOwnedFlags:
     def test_other_flags_go_to_vllm_last(self) -> None:
         extra = ("--enforce-eager", "--max-num-seqs", "16", "-tp", "2", "-O3", "--compilation-config.mode=0")
         arguments.check_vllm_args(extra)
-        built = arguments.arguments(ServeOptions("m", "r", Path("/c"), vllm_args=extra), CONFIG, dtype="auto")
+        built = arguments.arguments(
+            ServeOptions("m", "r", Path("/c"), vllm_args=extra), CONFIG, dtype="auto", on_cpu=True
+        )
         assert tuple(built[-len(extra) :]) == extra
 
     @pytest.mark.slow
@@ -131,7 +133,7 @@ class TestEnvironment:
 
 
 def test_the_command_line() -> None:
-    built = arguments.arguments(OPTIONS, CONFIG, dtype="float32")
+    built = arguments.arguments(OPTIONS, CONFIG, dtype="float32", on_cpu=False)
     pairs = dict(pairwise(built))
     assert pairs["--model"] == "/models/m"
     assert pairs["--served-model-name"] == "base"
@@ -140,6 +142,13 @@ def test_the_command_line() -> None:
     assert (pairs["--dtype"], pairs["--max-model-len"]) == ("float32", "auto")
     assert pairs["--middleware"] == "adapterhub.serving.middleware.TenancyMiddleware"
     assert {"--enable-lora", "--trust-request-chat-template", "--no-enable-log-requests"} <= set(built)
+    assert "--enforce-eager" not in built
+
+
+def test_on_a_cpu_vllm_is_told_that_nothing_is_compiled() -> None:
+    wanted = ServeOptions("m", "r", Path("/c"), vllm_args=("--no-enforce-eager",))
+    built = arguments.arguments(wanted, CONFIG, dtype="auto", on_cpu=True)
+    assert built.index("--enforce-eager") < built.index("--no-enforce-eager")  # what a person says wins
 
 
 @pytest.mark.parametrize(
