@@ -54,7 +54,7 @@ class GgufResult:
     tensors: int
     bytes_written: int
     seconds: float
-    note: str = ""  # of the plan
+    note: str = ""  # of the plan, and of the tokenizer
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -119,7 +119,8 @@ def export_gguf(
     with _new_file(plan.to) as hidden, arithmetic.one_thread_a_block():
         _write(writer, hidden, tensors, kind, progress)
         size = hidden.stat().st_size
-    return GgufResult(plan.to, kind, len(tensors), size, time.perf_counter() - started, plan.note)
+    note = "; ".join(filter(None, (plan.note, words.note if words else "")))
+    return GgufResult(plan.to, kind, len(tensors), size, time.perf_counter() - started, note)
 
 
 # ── tensors ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,11 +254,15 @@ def _describe(writer: Any, plan: Plan, arch: Architecture, *, lora: bool, kind: 
 
 
 def _add_vocabulary(writer: Any, words: Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(words.model)
     writer.add_tokenizer_pre(words.pre)
     writer.add_token_list(words.tokens)
     writer.add_token_types(words.types)
-    writer.add_token_merges(words.merges)
+    if words.scores:
+        writer.add_token_scores(words.scores)
+        writer.add_add_space_prefix(words.space_prefix)
+    else:
+        writer.add_token_merges(words.merges)
     add: Mapping[str, Callable[[int], None]] = {
         "bos": writer.add_bos_token_id,
         "eos": writer.add_eos_token_id,

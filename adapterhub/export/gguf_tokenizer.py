@@ -1,7 +1,8 @@
 """``tokenizer.json`` → GGUF's vocabulary. No tokenizers, no torch: the file says it all.
 
-Byte-level BPE alone. llama.cpp splits a text by rules that it knows by name (``tokenizer.ggml.pre``): a tokenizer whose
-rules it does not have would be loaded and split other tokens, so it is refused.
+Byte-level BPE, and SentencePiece BPE (`gguf_sentencepiece`). Of the former llama.cpp splits a text by rules that it
+knows by name (``tokenizer.ggml.pre``): a tokenizer whose rules it does not have would be loaded and split other tokens,
+so it is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import StorageError, Unsupported
+from adapterhub.export import gguf_sentencepiece as sentencepiece
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 
@@ -33,6 +35,7 @@ _NORMALIZERS = {"qwen2": "NFC"}  # what llama.cpp's users live without: text tha
 class Vocabulary:
     """What a GGUF file says of the tokenizer."""
 
+    model: str  # gpt2: byte-level BPE; llama: SentencePiece
     pre: str  # the name of the pre-tokenizer
     tokens: tuple[str, ...]
     types: tuple[int, ...]
@@ -41,6 +44,9 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     template: str | None
+    scores: tuple[float, ...] = ()  # of SentencePiece, in place of merges
+    space_prefix: bool = False  # whether a text gets a space before its first word
+    note: str = ""  # what a person should know
 
 
 def vocabulary(files: Mapping[str, Path], config: Mapping[str, Any]) -> Vocabulary:
@@ -53,15 +59,20 @@ def vocabulary(files: Mapping[str, Path], config: Mapping[str, Any]) -> Vocabula
     data = _read(files["tokenizer.json"])
     settings = _read(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     try:
-        pre = _pre_tokenizer(data)
-        tokens, types = _tokens(data, int(config["vocab_size"]))
+        pieces = sentencepiece.is_sentencepiece(data["model"])
+        pre = _sentencepiece(data) if pieces else _pre_tokenizer(data)
+        tokens, types = _tokens(data, int(config["vocab_size"]), pieces=pieces)
         first, last = _ends(data.get("post_processor"))
         ids = {token: i for i, token in enumerate(tokens)}
         return Vocabulary(
+            model="llama" if pieces else "gpt2",
             pre=pre,
             tokens=tokens,
             types=types,
-            merges=tuple(m if isinstance(m, str) else " ".join(m) for m in data["model"]["merges"]),
+            merges=() if pieces else tuple(" ".join(pair) for pair in sentencepiece.merges(data["model"])),
+            scores=sentencepiece.scores(data, tokens) if pieces else (),
+            space_prefix=pieces and sentencepiece.space_prefix(data),
+            note=sentencepiece.note(data) if pieces else "",
             special=_special(settings, config, ids),
             add_bos=first,
             add_eos=last,
@@ -71,11 +82,16 @@ def vocabulary(files: Mapping[str, Path], config: Mapping[str, Any]) -> Vocabula
         raise _refused(f"tokenizer.json is of an unknown form ({error!r})") from error
 
 
+def _sentencepiece(data: Mapping[str, Any]) -> str:
+    if why := sentencepiece.why_not(data):
+        raise _refused(f"its SentencePiece model cannot be llama.cpp's: {why}")
+    return "default"
+
+
 def _pre_tokenizer(data: Mapping[str, Any]) -> str:
     model = data["model"]
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        kind = "SentencePiece BPE" if model.get("byte_fallback") else model.get("type")
-        raise _refused(f"its tokenizer is {kind}, and only byte-level BPE is converted here")
+    if model.get("type") != "BPE":
+        raise _refused(f"its tokenizer is {model.get('type')}, and only BPE is converted here")
     steps = _steps(data.get("pre_tokenizer"))
     kinds = [step["type"] for step in steps]
     level = steps[-1] if kinds and kinds[-1] == "ByteLevel" else {}
@@ -105,14 +121,17 @@ def _steps(pre_tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     return list(pre_tokenizer["pretokenizers"]) if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
 
 
-def _tokens(data: Mapping[str, Any], size: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _tokens(data: Mapping[str, Any], size: int, *, pieces: bool) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Every row of the embedding has a token; those that the tokenizer does not know are unused."""
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [UNUSED] * size
-    entries = [(i, token, NORMAL) for token, i in data["model"]["vocab"].items()]
+    model = data["model"]
+    own = {token: sentencepiece.kind(token, model) if pieces else NORMAL for token in model["vocab"]}
+    entries = [(i, token, own[token]) for token, i in model["vocab"].items()]
     entries += [
         (entry["id"], entry["content"], CONTROL if entry.get("special") else USER_DEFINED)
         for entry in data.get("added_tokens", [])
+        if own.get(entry["content"]) != sentencepiece.UNKNOWN
     ]
     for i, token, kind in entries:
         if i >= size:
