@@ -9,6 +9,8 @@ from typing import Any
 
 from adapterhub.peftdir import CONFIG, WEIGHTS
 from adapterhub.runrecord import ADAPTER
+from adapterhub.trainers.conversion import save_converted
+from adapterhub.trainers.dialect.rules import changes_the_base
 from adapterhub.trainers.prepare import Prepared
 
 
@@ -16,7 +18,10 @@ def save_adapter(model: Any, folder: Path, prepared: Prepared) -> None:
     """Whole or not at all, and the same bytes for the same training: no path of this machine, sorted names."""
     unfinished, final = folder / (ADAPTER + ".tmp"), folder / ADAPTER
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(str(unfinished))
+    if changes_the_base(prepared.config.peft_init_lora_weights):
+        save_converted(model, unfinished, folder)
+    else:
+        model.save_pretrained(str(unfinished), selected_adapters=["default"])
     (unfinished / "README.md").unlink(missing_ok=True)
     file = unfinished / CONFIG
     config = json.loads(file.read_bytes())

@@ -76,7 +76,7 @@ def arguments(prepared: Prepared, folder: Path) -> dict[str, Any]:
 
 def total_steps(prepared: Prepared) -> int:
     config = prepared.config
-    rows = len(prepared.train.examples)
+    rows = prepared.train.rows
     if config.sample_packing:
         rows = len(packs(prepared.train.examples, capacity=config.sequence_len))
     batches = math.ceil(rows / config.micro_batch_size)

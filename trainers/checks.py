@@ -9,7 +9,7 @@ from typing import Any
 from adapterhub.base import BaseModel
 from adapterhub.errors import ConfigError
 from adapterhub.peftdir import pattern_value
-from adapterhub.trainers.config import TrainConfig
+from adapterhub.trainers.config import Method, TrainConfig
 
 _MLP = ("gate_proj", "up_proj", "down_proj", "fc1", "fc2", "dense_h_to_4h", "dense_4h_to_h", "gate_up_proj", "c_fc")
 
@@ -22,20 +22,36 @@ class Facts:
     lora_parameters: int
     expected_rate: float
     max_positions: int | None = None
+    good: int = 0  # answers to give, and not to give, of rl: kto
+    bad: int = 0
+    text_beside_a_template: bool = False  # plain text is compared, and the base is asked through a chat template
 
 
-def learning_rate(base_config: Mapping[str, Any]) -> float:
-    """A good rate for LoRA with alpha 32, independent of the rank: 5e-4 · (2000 / width)^p.
+# Of the rate for supervised training. Preferences are learnt with far less: Tinker takes 1e-5 for DPO at 8 billion
+# parameters, where it takes 2.9e-4. Most of ORPO's loss is the likelihood, as in supervised training.
+_RATES: Mapping[Method | None, float] = {
+    None: 1,
+    "dpo": 1 / 20,
+    "ipo": 1 / 20,
+    "kto": 1 / 20,
+    "simpo": 1 / 20,
+    "orpo": 1 / 5,
+}
+
+
+def learning_rate(base_config: Mapping[str, Any], method: Method | None = None) -> float:
+    """A good rate for LoRA with alpha 32, independent of the rank: 5e-4 · (2000 / width)^p, less for preferences.
 
     Source: Thinking Machines, "LoRA Without Regret", as Tinker ships it: p = 0.781 for Llama, 0.0775 for Qwen;
     2e-4 for other families.
     """
+    share = _RATES[method]
     config = base_config.get("text_config") or base_config
     width, family = config.get("hidden_size"), str(config.get("model_type", ""))
     power = 0.781 if family.startswith(("llama", "mistral")) else 0.0775 if family.startswith("qwen") else None
     if not width or power is None:
-        return 2e-4
-    return float(f"{5e-4 * (2000 / width) ** power:.2g}")
+        return 2e-4 * share
+    return float(f"{5e-4 * (2000 / width) ** power * share:.2g}")
 
 
 def linear_layers(base: BaseModel) -> tuple[str, ...]:
@@ -79,7 +95,8 @@ def lora_parameters(base: BaseModel, config: TrainConfig) -> int:
                 why=f"it has {base.config.get('num_hidden_layers', 'fewer')} layers, counted from 0",
             )
     pattern = config.lora_rank_pattern
-    return sum(pattern_value(pattern, name, config.lora_r) * sum(shape) for name, shape in layers.items())
+    factors: int = sum(pattern_value(pattern, name, config.lora_r) * sum(shape) for name, shape in layers.items())
+    return factors + sum(shape[0] for shape in layers.values()) * config.peft_use_dora  # DoRA's magnitudes
 
 
 def advise(config: TrainConfig, facts: Facts) -> list[str]:
@@ -92,7 +109,13 @@ def advise(config: TrainConfig, facts: Facts) -> list[str]:
         )
     if config.train_on_inputs:
         advice.append("train_on_inputs: the prompts are learnt too, which seldom helps a chat adapter")
-    if facts.lora_parameters < facts.trained_tokens:
+    if facts.text_beside_a_template:
+        advice.append(
+            "the answers are compared as plain text, and this base is asked through a chat template: "
+            "type: chat_template writes the rows with it"
+        )
+    advice += _balance(config, facts)
+    if config.rl is None and facts.lora_parameters < facts.trained_tokens:
         advice.append(
             f"rank {config.lora_r} gives {facts.lora_parameters:,} parameters for {facts.trained_tokens:,} trained "
             "tokens; LoRA keeps up with full training while it has at least as many: raise lora_r"
@@ -106,3 +129,18 @@ def advise(config: TrainConfig, facts: Facts) -> list[str]:
             f"rows are cut there"
         )
     return advice
+
+
+def _balance(config: TrainConfig, facts: Facts) -> list[str]:
+    """KTO wants good answers to weigh 1 to 4/3 times as much as bad ones (arXiv:2402.01306, section 4.2)."""
+    if not facts.good or not facts.bad:
+        missing = "good" if facts.bad else "bad"
+        return [f"no answer is {missing}: KTO learns from both"] if facts.good + facts.bad else []
+    share = facts.good * config.kto_desirable_weight / (facts.bad * config.kto_undesirable_weight)
+    if 0.9 <= share <= 1.5:
+        return []
+    weight = facts.bad * config.kto_undesirable_weight / facts.good
+    return [
+        f"{facts.good:,} good answers weigh {share:.2g} times as much as {facts.bad:,} bad ones; KTO's authors take 1 "
+        f"to 1.33: kto_desirable_weight: {weight:.2g}"
+    ]

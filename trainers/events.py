@@ -40,6 +40,8 @@ class Evaluated:
 
     step: int
     loss: float
+    reward_margin: float | None = None  # of preferences: how much better the chosen answers are, in nats times beta
+    reward_accuracy: float | None = None  # share of pairs whose chosen answer is the better one
 
 
 Event = Stage | Started | Step | Evaluated

@@ -1,15 +1,17 @@
 """The training itself: prepared rows → a LoRA adapter, on transformers, PEFT and TRL.
 
-model        the base, loaded, and the LoRA on it
-arguments    our config in transformers' words
-sft          the trainer
-adapterdir   what is left behind
+model          the base, loaded, and the LoRA on it, new or gone on from
+arguments      our config in transformers' words
+sft            the trainer of supervised rows
+preference     those of DPO, IPO and KTO      referencefree    that of ORPO and SimPO
+adapterdir     what is left behind
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,14 @@ from adapterhub.errors import MissingDependency, RunFailed, StorageError
 from adapterhub.trainers.adapterdir import save_adapter
 from adapterhub.trainers.arguments import arguments
 from adapterhub.trainers.config import TrainConfig
+from adapterhub.trainers.conversion import keep_initial
+from adapterhub.trainers.dialect.rules import changes_the_base
 from adapterhub.trainers.events import Listener, Stage
-from adapterhub.trainers.model import load_model
+from adapterhub.trainers.model import keep_precision, load_model, trained_parameters, with_start
+from adapterhub.trainers.preference import preference_trainer
 from adapterhub.trainers.prepare import Prepared
 from adapterhub.trainers.quiet import quiet
+from adapterhub.trainers.referencefree import reference_free_trainer
 from adapterhub.trainers.sft import sft_trainer
 from adapterhub.trainers.shortage import is_out_of_memory, out_of_memory
 from adapterhub.trainers.trackers import ready_trackers
@@ -30,6 +36,7 @@ from adapterhub.trainers.watch import (
     METRICS,
     forget_after,
     mean_loss,
+    read_metrics,
     remove_printers,
     stop_on_signal,
     watch_class,
@@ -44,9 +51,13 @@ class Fitted:
 
     steps: int
     train_loss: float  # mean over the whole training
-    eval_loss: float | None  # after the last step; None without evaluation data
+    evaluation: Mapping[str, float]  # of what became the adapter: eval_loss, and of preferences the rewards; or empty
     seconds: float  # of the steps, without loading
     tokens: int  # seen in the steps, padding not counted
+
+    @property
+    def eval_loss(self) -> float | None:
+        return self.evaluation.get("eval_loss")
 
 
 def fit(prepared: Prepared, folder: Path, *, on_event: Listener, resume: bool = False) -> Fitted:
@@ -76,27 +87,50 @@ def _fit(prepared: Prepared, folder: Path, on_event: Listener, resume: bool) -> 
     config = prepared.config
     set_seed(config.seed)
     on_event(Stage(f"loading {prepared.base.name}"))
-    model = load_model(prepared)
+    model = with_start(load_model(prepared), prepared)
+    before = trained_parameters(model) if prepared.start else {}
     watch = watch_class()(folder / METRICS, on_event, config)
-    trainer = sft_trainer(
+    trainer = trainer_of(config)(
         prepared, model=model, arguments=arguments(prepared, folder), callbacks=_callbacks(watch, config)
     )
+    keep_precision(trainer.model, before)
     watch.trainer = trainer
     remove_printers(trainer)
+    if changes_the_base(config.peft_init_lora_weights):
+        keep_initial(trainer.model, folder, resumed=resume)
     checkpoint = last_checkpoint(folder) if resume else None
     forget_after(folder / METRICS, int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0)
     with stop_on_signal(watch):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - watch.began
     watch.raise_if_stopped(folder)
-    eval_loss = watch.evals.get(result.global_step)
-    if config.load_best_model_at_end and trainer.state.best_metric is not None:
-        eval_loss = float(trainer.state.best_metric)
-    if prepared.evaluation and eval_loss is None:
-        on_event(Stage(f"evaluating {len(prepared.evaluation.examples)} rows"))
-        eval_loss = float(trainer.evaluate()["eval_loss"])
+    evaluation = _evaluation(trainer, watch, prepared, folder)
     save_adapter(trainer.model, folder, prepared)
-    return Fitted(result.global_step, mean_loss(folder / METRICS), eval_loss, seconds, trainer.tokens_seen)
+    return Fitted(result.global_step, mean_loss(folder / METRICS), evaluation, seconds, trainer.tokens_seen)
+
+
+def trainer_of(config: TrainConfig) -> Any:
+    """What makes the trainer of a method."""
+    if config.rl is None:
+        return sft_trainer
+    return reference_free_trainer if config.rl in ("orpo", "simpo") else preference_trainer
+
+
+def _evaluation(trainer: Any, watch: Any, prepared: Prepared, folder: Path) -> Mapping[str, float]:
+    """What was measured of the weights that are kept."""
+    if not prepared.evaluation:
+        return {}
+    best = trainer.state.best_metric if prepared.config.load_best_model_at_end else None
+    if best is not None:
+        lines = [line for line in read_metrics(folder / METRICS) if line.get("eval_loss") is not None]
+        line = min(lines, key=lambda line: abs(line["eval_loss"] - best))
+        return {key: value for key, value in line.items() if key.startswith("eval_")}
+    last: dict[str, float] | None = watch.evals.get(trainer.state.global_step)
+    if last is None:
+        watch.on_event(Stage(f"evaluating {prepared.evaluation.rows} rows"))
+        trainer.evaluate()
+        last = watch.evals[trainer.state.global_step]
+    return last
 
 
 def _callbacks(watch: Any, config: TrainConfig) -> list[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import DataError
+from adapterhub.peftdir import WEIGHTS
 from adapterhub.trainers.config import DataSource, TrainConfig
 from adapterhub.trainers.data import DataFile
 from adapterhub.trainers.prepare import Prepared
@@ -21,6 +22,7 @@ def portable(prepared: Prepared) -> TrainConfig:
         config,
         base_model=prepared.base.name,
         output_dir=None,
+        lora_model_dir=_start(prepared),
         datasets=_named(config.datasets, prepared.train.files),
         test_datasets=_named(config.test_datasets, prepared.evaluation.files if prepared.evaluation else ()),
         **_texts(prepared),
@@ -90,6 +92,14 @@ def _texts(prepared: Prepared) -> dict[str, Any]:
     tokens = {key: getattr(tokenizer, key) for key in ("pad_token", "eos_token", "bos_token")}
     kept = {"tokenizer_config": None, "special_tokens": {key: token for key, token in tokens.items() if token}}
     return kept | (template if prepared.template is not None else {})
+
+
+def _start(prepared: Prepared) -> str | None:
+    """The version that it went on from, or the hash of weights that are no version."""
+    start = prepared.start
+    if start is None or start.parent is not None:
+        return start.name if start else None
+    return "sha256:" + file_sha256(start.path / WEIGHTS)
 
 
 def _named(sources: tuple[DataSource, ...], files: Sequence[DataFile]) -> tuple[DataSource, ...]:

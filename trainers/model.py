@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from adapterhub.trainers.behaviour import REFERENCE
 from adapterhub.trainers.checks import linear_layers
 from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.prepare import Prepared
@@ -44,8 +46,44 @@ def in_bfloat16(config: TrainConfig) -> bool:
     return bool(config.bf16) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
-def lora_config(prepared: Prepared) -> Any:
-    """PEFT's description of the adapter."""
+def with_start(model: Any, prepared: Prepared) -> Any:
+    """The base with the adapter that the training goes on from; as it is where it begins a new one."""
+    if prepared.start is None:
+        return model
+    from peft import LoraConfig, PeftModel
+
+    path = str(prepared.start.path)
+    description = LoraConfig.from_pretrained(path)
+    description.lora_dropout = prepared.config.lora_dropout
+    return PeftModel.from_pretrained(model, path, is_trainable=True, config=description)
+
+
+def keep_precision(model: Any, before: Mapping[str, Any]) -> None:
+    """Undo TRL's rounding of the adapter to bfloat16 beside a quantised base that computes in float32.
+
+    Args:
+        before: the trained parameters by name, as they were before TRL saw them; of a new adapter none.
+    """
+    import torch
+
+    quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    if not quantised or model.get_input_embeddings().weight.dtype != torch.float32:
+        return
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and parameter.dtype == torch.bfloat16:
+            source = before.get(name.replace(f".{REFERENCE}.", ".default."))
+            parameter.data = parameter.data.float() if source is None else source.clone()
+
+
+def trained_parameters(model: Any) -> dict[str, Any]:
+    """Copies of them, by name."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and "lora_" in n}
+
+
+def new_adapter(prepared: Prepared) -> Any:
+    """PEFT's description of the adapter to begin; None where the training goes on from one."""
+    if prepared.start is not None:
+        return None
     from peft import LoraConfig
 
     config = prepared.config
@@ -63,5 +101,7 @@ def lora_config(prepared: Prepared) -> Any:
         rank_pattern=dict(config.lora_rank_pattern),
         alpha_pattern=dict(config.lora_alpha_pattern),
         layers_to_transform=None if layers is None else list(layers),
+        use_dora=config.peft_use_dora,
+        init_lora_weights=config.peft_init_lora_weights,
         bias="none",
     )

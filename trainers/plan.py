@@ -97,6 +97,7 @@ def _setup(config: TrainConfig, *, gpu: bool) -> Setup:
         eager_attention=config.attn_implementation == "eager",
         dropout=config.lora_dropout > 0,
         logits="chunked" if gpu else "trained",
+        models=1 if config.rl in (None, "kto") else 2,
         eval_batch=config.eval_batch_size if config.val_set_size or config.test_datasets else 0,
         runtime=GB if gpu else GB * 7 // 10,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -13,11 +13,13 @@ from typing import Any, overload
 from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import ConfigError, DataError
 from adapterhub.trainers import checks
-from adapterhub.trainers.config import DataSource, TrainConfig
-from adapterhub.trainers.data import DataFile, Row, read_source, with_system
+from adapterhub.trainers.compared import judged, pairs
+from adapterhub.trainers.config import DataSource, Method, TrainConfig
+from adapterhub.trainers.data import DataFile, Judged, Pair, Preference, Row, read_source, with_system
 from adapterhub.trainers.deepspeed import read_deepspeed
 from adapterhub.trainers.labels import Example, Labeler
 from adapterhub.trainers.room import room, too_little
+from adapterhub.trainers.start import FindVersion, Start, continued, find_start
 from adapterhub.trainers.tokenizer import check_served_alike, generation_ends, load_tokenizer, template_of
 
 
@@ -26,9 +28,15 @@ class Split:
     """Rows for one purpose, as the model will see them."""
 
     files: tuple[DataFile, ...]
-    examples: tuple[Example, ...]
+    examples: tuple[Example, ...]  # one a row; of pairs two, the chosen answer and then the rejected one
     dropped: tuple[str, ...] = ()  # file:line of rows longer than sequence_len
     truncated: int = 0
+    pairs: bool = False
+    good: tuple[bool, ...] = ()  # of judged answers: whether it is one to give
+
+    @property
+    def rows(self) -> int:
+        return len(self.examples) // 2 if self.pairs else len(self.examples)
 
     @property
     def tokens(self) -> int:
@@ -51,29 +59,39 @@ class Prepared:
     evaluation: Split | None
     lora_parameters: int
     advice: tuple[str, ...]
+    start: Start | None = None  # the adapter that it goes on from
 
 
-def prepare(config: TrainConfig, *, beside: Mapping[str, Path | None] | None = None) -> Prepared:
+def prepare(
+    config: TrainConfig,
+    *,
+    beside: Mapping[str, Path | None] | None = None,
+    find_version: FindVersion | None = None,
+) -> Prepared:
     """Find the base, read all data, make all labels.
 
     Args:
         beside: the config file's folder, where its relative paths are looked up first; by ``datasets``,
-            ``test_datasets`` and ``config``, because flags speak of the working directory.
+            ``test_datasets``, ``config`` and ``lora_model_dir``, because flags speak of the working directory.
+        find_version: finds the files of a version that ``lora_model_dir`` names; None: nobody does.
 
     Raises:
-        NotFound: the base, or its tokenizer, is not there.
+        NotFound: the base, its tokenizer, or the adapter to go on from is not there.
+        BaseMismatch: that adapter was trained on another base.
         MissingDependency: the ``train`` extra is not installed.
         DataError: a data file or row; a row without a trained token; no row is left.
         ConfigError: a template, token or target module that the base does not have.
     """
     beside = beside or {}
-    if config.rl or config.lora_model_dir or config.peft_init_lora_weights not in (True, False, "gaussian"):
-        raise ConfigError("this method cannot be trained yet", hint="ah train CONFIG.yml --check")
     config = replace(config, deepspeed=read_deepspeed(config, beside.get("config")))
-    files = _read(config.datasets, beside.get("datasets"), config.skip_bad_rows)
+    files = _read(config.datasets, beside.get("datasets"), config.skip_bad_rows, config.rl)
     left = config.skip_bad_rows - sum(len(file.skipped) for file in files)
-    test_files = _read(config.test_datasets, beside.get("test_datasets"), left)
+    test_files = _read(config.test_datasets, beside.get("test_datasets"), left, config.rl)
     base = find_base(config.base_model, revision=config.model_revision)
+    start = None
+    if config.lora_model_dir is not None:
+        start = find_start(config.lora_model_dir, beside=beside.get("lora_model_dir"), find_version=find_version)
+        config = continued(config, start, base)
     tokenizer = load_tokenizer(base, config)
     chat = any(file.chat for file in (*files, *test_files))
     template = template_of(config, tokenizer, beside.get("config")) if chat else None
@@ -95,26 +113,36 @@ def prepare(config: TrainConfig, *, beside: Mapping[str, Path | None] | None = N
     train = _labelled(files, rows, labeler, config, limit)
     test_rows = held_out or tests
     evaluation = _labelled(test_files or files, test_rows, labeler, config, limit) if test_rows else None
-    expected = checks.learning_rate(base.config)
+    expected = checks.learning_rate(base.config, config.rl)
     config = replace(config, learning_rate=config.learning_rate or expected)
     parameters = checks.lora_parameters(base, config)
-    facts = checks.Facts(train.trained_tokens, parameters, expected, positions)
+    facts = checks.Facts(
+        train.trained_tokens,
+        parameters,
+        expected,
+        positions,
+        good=sum(train.good),
+        bad=len(train.good) - sum(train.good),
+        text_beside_a_template=config.rl is not None and not chat and tokenizer.chat_template is not None,
+    )
     longest = max(len(example.input_ids) for example in train.examples)
     as_seen = config if config.sample_packing else replace(config, sequence_len=longest)
     shortage = too_little(as_seen, base.config, room())
     advice = (*checks.advise(config, facts), *([shortage] if shortage else []))
-    return Prepared(config, base, tokenizer, template, train, evaluation, parameters, advice)
+    return Prepared(config, base, tokenizer, template, train, evaluation, parameters, advice, start)
 
 
-def _read(sources: Sequence[DataSource], beside: Path | None, skip_bad_rows: int) -> tuple[DataFile, ...]:
+def _read(
+    sources: Sequence[DataSource], beside: Path | None, skip_bad_rows: int, method: Method | None
+) -> tuple[DataFile, ...]:
     files: list[DataFile] = []
     for source in sources:
         left = skip_bad_rows - sum(len(file.skipped) for file in files)
-        files.append(read_source(source, beside=beside, skip_bad_rows=left))
+        files.append(read_source(source, beside=beside, skip_bad_rows=left, method=method))
     return tuple(files)
 
 
-class _Rows(Sequence[Row]):
+class _Rows(Sequence[Row | Preference]):
     """Rows of some files by place, none of them held in memory."""
 
     def __init__(self, files: Sequence[DataFile], places: Sequence[int] | None = None) -> None:
@@ -125,10 +153,10 @@ class _Rows(Sequence[Row]):
         return len(self.places)
 
     @overload
-    def __getitem__(self, i: int) -> Row: ...
+    def __getitem__(self, i: int) -> Row | Preference: ...
     @overload
-    def __getitem__(self, i: slice) -> Sequence[Row]: ...
-    def __getitem__(self, i: int | slice) -> Row | Sequence[Row]:
+    def __getitem__(self, i: slice) -> Sequence[Row | Preference]: ...
+    def __getitem__(self, i: int | slice) -> Row | Preference | Sequence[Row | Preference]:
         if isinstance(i, slice):
             return _Rows(self._files, self.places[i])
         file, at = self._at(self.places[i])
@@ -154,7 +182,9 @@ class _Rows(Sequence[Row]):
         return self._files[file], place - self._starts[file]
 
 
-def _split(files: Sequence[DataFile], config: TrainConfig) -> tuple[Sequence[Row], Sequence[Row]]:
+def _split(
+    files: Sequence[DataFile], config: TrainConfig
+) -> tuple[Sequence[Row | Preference], Sequence[Row | Preference]]:
     """Shuffled, and the last ``val_set_size`` of them held out: a share below 1, a count from 1."""
     rows = _Rows(files).distinct() if config.dataset_exact_deduplication else _Rows(files)
     places = list(rows.places)
@@ -169,19 +199,61 @@ def _split(files: Sequence[DataFile], config: TrainConfig) -> tuple[Sequence[Row
 
 
 def _labelled(
-    files: tuple[DataFile, ...], rows: Sequence[Row], labeler: Labeler, config: TrainConfig, limit: int
+    files: tuple[DataFile, ...],
+    rows: Sequence[Row | Preference],
+    labeler: Labeler,
+    config: TrainConfig,
+    limit: int,
 ) -> Split:
-    system = config.default_system_message
-    given = (with_system(row, system) for row in rows) if system else rows
-    examples = [example for row in given for example in labeler.examples(row, max_length=limit)]
     drop = config.excess_length_strategy == "drop"
+    if config.rl is not None:
+        return _compared(files, rows, labeler, config, limit)
+    examples = [e for row in _told(rows, config) for e in labeler.examples(_plain(row), max_length=limit)]
     kept = [e for e in examples if not (e.truncated and (drop or not e.trained))]
     if not kept:
-        raise DataError(
-            f"no row of {', '.join(str(file.path) for file in files)} is left to train on",
-            why=f"all {len(rows)} are longer than sequence_len {limit}"
-            + ("" if drop else ", and cut to their prompts"),
-            hint=f"raise sequence_len; the longest row has {max(e.length for e in examples)} tokens",
-        )
+        raise _nothing_left(files, len(rows), limit, drop=drop, longest=max(e.length for e in examples))
     dropped = tuple(e.where for e in examples if e.truncated and (drop or not e.trained))
     return Split(files, tuple(kept), dropped, sum(e.truncated for e in kept))
+
+
+def _compared(
+    files: tuple[DataFile, ...],
+    rows: Sequence[Row | Preference],
+    labeler: Labeler,
+    config: TrainConfig,
+    limit: int,
+) -> Split:
+    drop, together = config.excess_length_strategy == "drop", config.rl != "kto"
+    seed = config.seed if config.shuffle_merged_datasets else None
+    if together:
+        found = pairs(_told(rows, config), labeler, limit=limit, drop=drop)
+    else:
+        found = judged(_told(rows, config), labeler, limit=limit, drop=drop, seed=seed)
+    if config.rl == "kto" and len(found.examples) == 1 and not found.dropped:
+        raise DataError(
+            f"{files[0].path} holds one answer",
+            why="KTO measures each answer against another one",
+            hint="add rows: some hundreds of good and of bad ones",
+        )
+    if not found.examples:
+        raise _nothing_left(files, len(rows), limit, drop=drop, longest=found.longest)
+    return Split(files, found.examples, found.dropped, found.truncated, pairs=together, good=found.good)
+
+
+def _told(rows: Iterable[Row | Preference], config: TrainConfig) -> Iterator[Row | Preference]:
+    """The rows with the system message that the config gives to those without one."""
+    system = config.default_system_message
+    return (with_system(row, system) if system else row for row in rows)
+
+
+def _plain(row: Row | Preference) -> Row:
+    assert not isinstance(row, Pair | Judged)
+    return row
+
+
+def _nothing_left(files: Sequence[DataFile], rows: int, limit: int, *, drop: bool, longest: int) -> DataError:
+    return DataError(
+        f"no row of {', '.join(str(file.path) for file in files)} is left to train on",
+        why=f"all {rows} are longer than sequence_len {limit}" + ("" if drop else ", and cut to their prompts"),
+        hint=f"raise sequence_len; the longest row has {longest} tokens",
+    )

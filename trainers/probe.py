@@ -59,7 +59,7 @@ def probe(prepared: Prepared, *, on_event: Listener = ignore) -> Probe:
     steps, epochs = total_steps(prepared), config.num_epochs
     if config.max_steps is not None:
         rows = config.max_steps * config.micro_batch_size * config.gradient_accumulation_steps
-        epochs = rows / len(prepared.train.examples)
+        epochs = rows / prepared.train.rows
     training = prepared.train.tokens * epochs / speed
     evaluation = _evaluations(prepared, steps) * (prepared.evaluation.tokens if prepared.evaluation else 0)
     return Probe(steps, speed, training / steps, training + evaluation * _EVALUATION / speed)

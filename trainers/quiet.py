@@ -20,6 +20,7 @@ def quiet(log: Path | None) -> Iterator[None]:
         MissingDependency: the ``train`` extra is not installed.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # TRL draws one over the reference's log probabilities
     handler = logging.FileHandler(log, encoding="utf-8") if log else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from adapterhub.trainers.fit import Fitted
     from adapterhub.trainers.prepare import Prepared
 
+_METHODS = {
+    None: "supervised", "dpo": "DPO, on pairs", "ipo": "IPO, on pairs", "kto": "KTO, on judged answers",
+    "orpo": "ORPO, on pairs", "simpo": "SimPO, on pairs",
+}  # fmt: skip
 PNG, HTML = "curves.png", "report.html"
 _BLUE, _ORANGE, _GREEN, _GREY = "#2563eb", "#ea580c", "#059669", "#64748b"
 
@@ -47,11 +51,14 @@ def draw(metrics: Sequence[Mapping[str, Any]], *, title: str | None, form: str, 
 
     steps = [line for line in metrics if line.get("loss") is not None]
     evals = [line for line in metrics if line.get("eval_loss") is not None]
+    margins = any("reward_margin" in line for line in metrics)
     x, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
     style = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "adapterhub", "font.family": "DejaVu Sans"}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(9, 5.6), layout="constrained")
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        figure = Figure(figsize=(9, 7.2 if margins else 5.6), layout="constrained")
+        top, *middle, bottom = figure.subplots(2 + margins, 1, sharex=True, height_ratios=(3, *[1.5] * margins, 1))
+        for axes in middle:
+            _draw_margins(axes, metrics)
         top.plot(x, losses, color=_BLUE, linewidth=1, alpha=0.35 if len(x) > 8 else 1, label="training loss")
         if len(x) > 8:
             top.plot(x, smooth(losses), color=_BLUE, linewidth=2, label="training loss, smoothed")
@@ -63,8 +70,9 @@ def draw(metrics: Sequence[Mapping[str, Any]], *, title: str | None, form: str, 
                 f"{values[shown]:.3f}", (at[shown], values[shown]), xytext=(-4, 9), textcoords="offset points",
                 ha="right", color=_ORANGE, weight="bold",
             )  # fmt: skip
-        top.set_ylabel("loss (nats per token)")
-        top.set_ylim(bottom=0)
+        top.set_ylabel("loss" if margins else "loss (nats per token)")
+        if not losses or min(losses) >= 0:  # a mixture of losses for pairs may be below
+            top.set_ylim(bottom=0)
         top.legend(frameon=False, loc="upper right")
         bottom.plot(x, [line["learning_rate"] for line in steps], color=_GREEN, linewidth=1.5)
         bottom.set_ylabel("learning rate")
@@ -72,7 +80,7 @@ def draw(metrics: Sequence[Mapping[str, Any]], *, title: str | None, form: str, 
         bottom.set_ylim(bottom=0)
         bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in (top, bottom):
+        for axes in (top, *middle, bottom):
             axes.grid(visible=True, color="#e2e8f0", linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
             axes.spines[["left", "bottom"]].set_color("#94a3b8")
@@ -86,6 +94,17 @@ def draw(metrics: Sequence[Mapping[str, Any]], *, title: str | None, form: str, 
             figure.dpi = 160
             FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
+
+
+def _draw_margins(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
+    for key, colour, label in (("reward_margin", _BLUE, "training"), ("eval_reward_margin", _ORANGE, "evaluation")):
+        points = [(line["step"], line[key]) for line in metrics if key in line]
+        marker = "o" if key.startswith("eval_") else None
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linewidth=1.5, label=label)
+    axes.axhline(0, color=_GREY, linewidth=0.8)
+    axes.set_ylabel("reward margin")
+    axes.legend(frameon=False, loc="upper left")
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -107,12 +126,21 @@ def _page(
     environment: Mapping[str, str],
 ) -> str:
     config, train = prepared.config, prepared.train
-    rows = len(train.examples)
+    rows = train.rows
+    rewards = [
+        (name, f"{fitted.evaluation[key]:{form}}")
+        for key, name, form in (
+            ("eval_reward_margin", "reward margin, evaluation", ".3f"),
+            ("eval_reward_accuracy", "chosen before rejected", ".1%"),
+        )
+        if key in fitted.evaluation
+    ]
     cards = [
         (
             "evaluation loss" + (", best" if config.load_best_model_at_end else ""),
             f"{fitted.eval_loss:.4f}" if fitted.eval_loss is not None else "no data",
         ),
+        *rewards,
         ("training loss, mean", f"{fitted.train_loss:.4f}"),
         ("steps", f"{fitted.steps:,}"),
         ("seconds", f"{fitted.seconds:,.1f}"),
@@ -122,12 +150,14 @@ def _page(
     targets = config.lora_target_modules
     facts = [
         ("base", f"{prepared.base.name} ({prepared.base.fingerprint.parameters:,} parameters)"),
-        ("adapter", f"LoRA, rank {config.lora_r}, alpha {config.lora_alpha:g}, on "
+        ("method", _METHODS[config.rl]),
+        ("adapter", ("DoRA" if config.peft_use_dora else "LoRA")
+         + f", rank {config.lora_r}, alpha {config.lora_alpha:g}, on "
          + ("all linear layers" if targets == "all-linear" else _joined(targets))),
         ("training rows", f"{rows:,} with {train.tokens:,} tokens, {train.trained_tokens:,} trained on"
          + (f"; {len(train.dropped)} dropped as too long" if train.dropped else "")
          + (f"; {train.truncated} cut" if train.truncated else "")),
-        ("evaluation rows", f"{len(prepared.evaluation.examples):,}" if prepared.evaluation else "none"),
+        ("evaluation rows", f"{prepared.evaluation.rows:,}" if prepared.evaluation else "none"),
         ("data", ", ".join(f"{f.path.name} ({f.format}, sha256 {f.sha256[:12]})" for f in prepared.train.files)),
         ("seed", str(config.seed)),
         ("environment", ", ".join(f"{k} {v}" for k, v in environment.items())),

@@ -33,6 +33,7 @@ from adapterhub.trainers.lineage import data_hashes, portable
 from adapterhub.trainers.prepare import Prepared, Split, prepare
 from adapterhub.trainers.report import write_report
 from adapterhub.trainers.shortage import OutOfMemory, smaller_batch
+from adapterhub.trainers.start import FindVersion
 
 GIVEN, RESOLVED, KEYS, DATA = "config.yml", "config.resolved.yml", "keys.json", "data.json"
 _PACKAGES = ("adapterhub", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes")
@@ -45,6 +46,7 @@ class Result:
     folder: Path
     record: RunRecord
     fitted: Fitted
+    dora: bool = False  # then it is for `ah export` alone
 
     @property
     def adapter(self) -> Path:
@@ -57,7 +59,8 @@ class Result:
             "name": str(self.record.name) if self.record.name else None,
             "steps": self.fitted.steps,
             "train_loss": self.fitted.train_loss,
-            "eval_loss": self.fitted.eval_loss,
+            "eval_loss": None,
+            **self.fitted.evaluation,
             "seconds": round(self.fitted.seconds, 2),
             "tokens": self.fitted.tokens,
             "tokens_per_second": round(self.fitted.tokens / max(self.fitted.seconds, 1e-9), 1),
@@ -84,8 +87,8 @@ def train(reading: Reading, prepared: Prepared, *, on_event: Listener = ignore, 
     return _finish(folder, prepared, reading.fates, on_event, resume=False, auto_batch=auto_batch)
 
 
-def read_run(folder: Path) -> Prepared:
-    """What a run that broke off was made of, to go on with `resume`.
+def read_run(folder: Path, *, find_version: FindVersion | None = None) -> Prepared:
+    """What a run that broke off was made of, to go on with `resume`. ``find_version`` as in `prepare`.
 
     Raises:
         NotFound: it is no run folder, or holds no checkpoint.
@@ -102,7 +105,7 @@ def read_run(folder: Path) -> Prepared:
             why="it ended before the first one",
             hint=f"start again: ah train {folder / GIVEN}",
         )
-    prepared = prepare(read_config(read_yaml(folder / RESOLVED)).config)
+    prepared = prepare(read_config(read_yaml(folder / RESOLVED)).config, find_version=find_version)
     recorded = json.loads((folder / DATA).read_bytes())
     for now, then in zip(_files(prepared), recorded["files"], strict=True):
         if now["sha256"] != then["sha256"]:
@@ -154,7 +157,7 @@ def _finish(
     write_report(folder, prepared=prepared, fitted=fitted, fates=fates, environment=record.lineage.environment)
     (folder / ADAPTER / TRAINING).write_text(portable(prepared).to_yaml(), encoding="utf-8")
     record.write(folder / FILE)
-    return Result(folder, record, fitted)
+    return Result(folder, record, fitted, dora=prepared.config.peft_use_dora)
 
 
 def _fitted(
@@ -218,10 +221,11 @@ def _resolved(prepared: Prepared) -> TrainConfig:
 def _record(prepared: Prepared, fitted: Fitted) -> RunRecord:
     config, base = prepared.config, prepared.base
     metrics = {"train_loss": round(fitted.train_loss, 6)}
-    if fitted.eval_loss is not None:
-        metrics["eval_loss"] = round(fitted.eval_loss, 6)
+    metrics |= {name: round(value, 6) for name, value in fitted.evaluation.items()}
+    parent = prepared.start.parent if prepared.start else None
     lineage = Lineage(
-        method="sft",
+        method=config.rl or "sft",
+        parents=(parent,) if parent else (),
         config_sha256=_sha256(portable(prepared).to_yaml().encode()),
         data_sha256=data_hashes(prepared),
         seed=config.seed,
@@ -272,7 +276,7 @@ def _files(prepared: Prepared) -> list[dict[str, Any]]:
 
 def _counts(split: Split) -> dict[str, Any]:
     return {
-        "rows": len(split.examples),
+        "rows": split.rows,
         "tokens": split.tokens,
         "trained_tokens": split.trained_tokens,
         "dropped": list(split.dropped),

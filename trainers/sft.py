@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapterhub.trainers.behaviour import Behaviour
 from adapterhub.trainers.labels import Example
-from adapterhub.trainers.model import lora_config
+from adapterhub.trainers.model import new_adapter
 from adapterhub.trainers.packing import collator, packed_row, packs, tokens_in
 from adapterhub.trainers.prepare import Prepared
 
@@ -30,7 +31,7 @@ def sft_trainer(prepared: Prepared, *, model: Any, arguments: Mapping[str, Any],
         eval_dataset=_dataset(evaluation, lengths=config.sample_packing) if evaluation else None,
         data_collator=collator(pad=tokenizer.pad_token_id, flat=flat) if config.sample_packing else None,
         processing_class=tokenizer,
-        peft_config=lora_config(prepared),
+        peft_config=new_adapter(prepared),
         callbacks=list(callbacks),
     )
     trainer.loraplus_lr_ratio = config.loraplus_lr_ratio
@@ -57,23 +58,8 @@ def _trainer_class() -> Any:
     import torch
     from trl import SFTTrainer
 
-    class Trainer(SFTTrainer):  # type: ignore[misc]
-        """Counts tokens, writes no model cards, and skips the logits that no label asks for on CPU."""
-
-        tokens_seen = 0
-        optimizer: Any
-        loraplus_lr_ratio: float | None = None
-
-        def create_optimizer(self, model: Any = None) -> Any:
-            if self.optimizer is None and self.loraplus_lr_ratio is not None:
-                from peft.optimizers import create_loraplus_optimizer
-
-                kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-                options |= {"weight_decay": self.args.weight_decay}
-                self.optimizer = create_loraplus_optimizer(
-                    self.model, kind, loraplus_lr_ratio=self.loraplus_lr_ratio, **options
-                )
-            return super().create_optimizer(model) if self.optimizer is None else self.optimizer
+    class Trainer(Behaviour, SFTTrainer):  # type: ignore[misc]
+        """Skips the logits that no label asks for on CPU."""
 
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -82,7 +68,7 @@ def _trainer_class() -> Any:
                 mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
                 self.tokens_seen += int(mask.sum()) if mask is not None else tokens_in(positions)
             if inputs["input_ids"].is_cuda or return_outputs or not self._takes_positions:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                return SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
             labels = inputs["labels"][:, 1:]  # the token after each position
             positions = (labels != -100).any(dim=0).nonzero()[:, 0]
             labels = labels[:, positions]
@@ -102,8 +88,5 @@ def _trainer_class() -> Any:
 
             parameters = inspect.signature(type(self.model.get_base_model()).forward).parameters
             return "logits_to_keep" in parameters
-
-        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-            """The run's report says more."""
 
     return Trainer

@@ -18,6 +18,7 @@ from adapterhub.trainers.events import Evaluated, Listener, Stage, Started, Step
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+REWARDS = {"rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy"}  # of preferences
 
 
 class Interrupted(RunFailed):
@@ -65,7 +66,7 @@ def watch_class() -> Any:
             self.barked: tuple[int, float] | None = None  # step and loss at which the watchdog ended the run
             self.began = self.last = 0.0
             self.first_step = self.step = self.total = 0
-            self.evals: dict[int, float] = {}
+            self.evals: dict[int, dict[str, float]] = {}  # step → eval_loss, and the rewards of preferences
             self.tokens_before = 0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -83,10 +84,11 @@ def watch_class() -> Any:
             if "loss" in logs:
                 self._step(state, control, logs)
             elif "eval_loss" in logs:
-                loss = float(logs["eval_loss"])
-                self.evals[state.global_step] = loss
-                self._write({"step": state.global_step, "epoch": _epoch(state), "eval_loss": loss})
-                self.on_event(Evaluated(state.global_step, loss))
+                loss, rewards = float(logs["eval_loss"]), _rewards(logs, "eval_")
+                found = {"eval_loss": loss} | {f"eval_{name}": value for name, value in rewards.items()}
+                self.evals[state.global_step] = found
+                self._write({"step": state.global_step, "epoch": _epoch(state), **found})
+                self.on_event(Evaluated(state.global_step, loss, **rewards))
 
         def _step(self, state: Any, control: Any, logs: Any) -> None:
             now, step, loss = time.monotonic(), state.global_step, float(logs["loss"])
@@ -115,6 +117,7 @@ def watch_class() -> Any:
                     "tokens": self.trainer.tokens_seen,
                     "tokens_per_second": round(speed, 1),
                     "seconds": round(now - self.began, 3),
+                    **_rewards(logs, ""),
                 }
             )
             self.on_event(Step(step, self.total, state.epoch or 0.0, loss, rate, speed, left))
@@ -145,6 +148,10 @@ def watch_class() -> Any:
                 )
 
     return Watch
+
+
+def _rewards(logs: dict[str, Any], prefix: str) -> dict[str, float]:
+    return {ours: float(logs[prefix + theirs]) for theirs, ours in REWARDS.items() if prefix + theirs in logs}
 
 
 def _epoch(state: Any) -> float:

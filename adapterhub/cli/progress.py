@@ -68,4 +68,6 @@ def _numbers(event: Step) -> str:
 
 
 def _evaluated(event: Evaluated) -> str:
-    return f"step {event.step}: evaluation loss {event.loss:.4f}"
+    margin = f", reward margin {event.reward_margin:.3f}" if event.reward_margin is not None else ""
+    accuracy = f", accuracy {event.reward_accuracy:.1%}" if event.reward_accuracy is not None else ""
+    return f"step {event.step}: evaluation loss {event.loss:.4f}{margin}{accuracy}"

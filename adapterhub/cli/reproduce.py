@@ -49,7 +49,7 @@ def reproduce(
     _check_can_be_reproduced(record)
     adapter = Cache(settings.cache, registry).fetch(record)
     out = folder or Path(context.with_resource(tempfile.TemporaryDirectory(prefix="ah-reproduce-"))) / "run"
-    reading, prepared = _prepared(record, adapter, base or settings.base, data or [], out)
+    reading, prepared = _prepared(record, adapter, base or settings.base, data or [], out, registry_url)
     differences = changes(record.manifest.lineage.environment, environment())
     for difference in differences:
         say(f"[yellow]not as it was:[/] {difference}")
@@ -79,17 +79,26 @@ def _check_can_be_reproduced(record: Record) -> None:
     )
 
 
-def _prepared(record: Record, adapter: Path, base: str | None, data: list[Path], out: Path) -> tuple[Reading, Prepared]:
+def _prepared(
+    record: Record, adapter: Path, base: str | None, data: list[Path], out: Path, registry_url: str | None
+) -> tuple[Reading, Prepared]:
     from dataclasses import replace
 
+    from adapterhub.cli.train import version_finder
     from adapterhub.trainers import prepare, read_config, read_yaml
     from adapterhub.trainers.lineage import at_hand, data_hashes
 
     manifest = record.manifest
     reading = read_config(read_yaml(adapter / TRAINING))
+    if (reading.config.lora_model_dir or "").startswith("sha256:"):
+        raise Unsupported(
+            f"{record.ref} went on from an adapter that was never published",
+            why=f"its weights had the {reading.config.lora_model_dir}; only a version can be found again",
+            hint="publish what a training goes on from, and name it: ah train --from acme/support@3",
+        )
     name = base or reading.config.base_model
     reading = replace(reading, config=at_hand(reading.config, base=name, data=data, output_dir=out))
-    prepared = prepare(reading.config)
+    prepared = prepare(reading.config, find_version=version_finder(registry_url))
     if manifest.base is not None and manifest.base.match(prepared.base.fingerprint) != "exact":
         raise BaseMismatch(
             f"{record.ref} was trained on another base than {prepared.base.name}",

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from adapterhub.cli.output import JsonOption, out, print_json, print_table, say
+from adapterhub.cli.output import JsonOption, RegistryOption, out, print_json, print_table, say
 from adapterhub.errors import UsageError
 from adapterhub.settings import load_settings
 
 if TYPE_CHECKING:
     from adapterhub.trainers import Prepared, Reading, Result
+    from adapterhub.trainers.labels import Example
+    from adapterhub.trainers.prepare import Split
+    from adapterhub.trainers.start import FindVersion
 
 Flags = dict[str, tuple[str, Any]]
 
@@ -37,6 +40,10 @@ def train(
     task: Annotated[
         Literal["style", "domain", "reasoning", "full"] | None,
         typer.Option("--task", help="What it shall learn; sets the rank: 8, 16, 64, 128."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN|DIR|TENANT/ADAPTER[@VERSION]", help="Go on from this adapter."),
     ] = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; default runs/….")] = None,
     rank: Annotated[int | None, typer.Option("--rank", help="LoRA rank.")] = None,
@@ -65,9 +72,10 @@ def train(
     allow_unknown_keys: Annotated[
         bool, typer.Option("--allow-unknown-keys", help="Note unknown keys instead of refusing them.")
     ] = False,
+    registry_url: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a LoRA adapter on chat or prompt/completion rows."""
+    """Train a LoRA adapter on chat rows, on text, or on preferences."""
     # Before torch is imported: its threads wait for each other by spinning, so on cores that another job also uses
     # 80 tokens/s became 3 (two cores, measured in one run). Asleep they leave the core to whom they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -81,6 +89,7 @@ def train(
             ("adapterhub.task", "--task", task),
             ("adapterhub.skip_bad_rows", "--skip-bad-rows", skip_bad_rows),
             ("output_dir", "--out", str(folder) if folder else None),
+            ("lora_model_dir", "--from", start),
             ("lora_r", "--rank", rank),
             ("lora_alpha", "--alpha", alpha),
             ("num_epochs", "--epochs", epochs),
@@ -95,13 +104,15 @@ def train(
     if resume is not None:
         if flags or config or check or show_labels or auto_batch:
             raise UsageError("--resume takes no config and no other flags", why="a run goes on as it began")
-        _finish(_resumed(resume), as_json=as_json)
+        _finish(_resumed(resume, registry_url), as_json=as_json)
         return
     reading = _read(config, flags, allow_unknown_keys=allow_unknown_keys)
+    if registry_url is not None and reading.config.lora_model_dir is None:
+        raise UsageError("--registry is where --from looks", hint="add --from acme/support@3, or leave --registry out")
     if check:
         _print_check(reading, config.parent if config else None, as_json=as_json)
         return
-    prepared = _prepare(reading, config, flags)
+    prepared = _prepare(reading, config, flags, registry_url)
     if show_labels:
         _say_prepared(prepared)
         _print_labels(prepared, show_labels, as_json=as_json)
@@ -129,14 +140,30 @@ def _read(config: Path | None, flags: Flags, *, allow_unknown_keys: bool) -> Rea
     return read_config(file, flags=flags, allow_unknown_keys=allow_unknown_keys)
 
 
-def _prepare(reading: Reading, config: Path | None, flags: Flags) -> Prepared:
+def _prepare(reading: Reading, config: Path | None, flags: Flags, registry_url: str | None) -> Prepared:
     from adapterhub.trainers import prepare, run_folder
 
     if reading.config.output_dir:
         run_folder(reading.config)  # taken? better said before the data is read
     beside = config.parent if config else None
-    near = {key: None if key in flags else beside for key in ("datasets", "test_datasets")}
-    return prepare(reading.config, beside={**near, "config": beside})
+    near = {key: None if key in flags else beside for key in ("datasets", "test_datasets", "lora_model_dir")}
+    return prepare(reading.config, beside={**near, "config": beside}, find_version=version_finder(registry_url))
+
+
+def version_finder(registry_url: str | None) -> FindVersion:
+    """Finds a version to go on from: its files, fetched and verified, named by its digest."""
+    from adapterhub.refs import AdapterRef
+    from adapterhub.registry import Cache, open_registry
+    from adapterhub.trainers.start import Start
+
+    def find(name: str) -> Start:
+        settings = load_settings()
+        registry = open_registry(registry_url or settings.registry)
+        record = registry.resolve(AdapterRef.parse(name)).record
+        path = Cache(settings.cache, registry).fetch(record)
+        return Start(f"{record.name}@{record.digest}", path, record.manifest.base)
+
+    return find
 
 
 def _trained(reading: Reading, prepared: Prepared, *, auto_batch: bool) -> Result:
@@ -149,12 +176,12 @@ def _trained(reading: Reading, prepared: Prepared, *, auto_batch: bool) -> Resul
         return start(reading, prepared, on_event=listener, auto_batch=auto_batch)
 
 
-def _resumed(folder: Path) -> Result:
+def _resumed(folder: Path, registry_url: str | None) -> Result:
     from adapterhub.cli.progress import shown
     from adapterhub.trainers import read_run
     from adapterhub.trainers import resume as go_on
 
-    prepared = read_run(folder)
+    prepared = read_run(folder, find_version=version_finder(registry_url))
     _say_prepared(prepared)
     with shown() as listener:
         return go_on(folder, prepared, on_event=listener)
@@ -210,8 +237,9 @@ def _say_prepared(prepared: Prepared) -> None:
             say(f"[yellow]skipped:[/] {escape(skipped)}")
         if len(file.skipped) > 5:
             say(f"[yellow]skipped:[/] {len(file.skipped) - 5:,} more bad rows, listed in the run's data.json")
-    held = f"; {len(prepared.evaluation.examples):,} rows to evaluate" if prepared.evaluation else ""
-    say(f"rows: {len(split.examples):,} with {split.tokens:,} tokens, {split.trained_tokens:,} trained on{held}")
+    held = f"; {prepared.evaluation.rows:,} rows to evaluate" if prepared.evaluation else ""
+    judged = f" ({sum(split.good):,} good)" if split.good else ""
+    say(f"rows: {split.rows:,}{judged} with {split.tokens:,} tokens, {split.trained_tokens:,} trained on{held}")
     if split.dropped:
         say(
             f"[yellow]dropped:[/] {len(split.dropped)} rows longer than sequence_len {config.sequence_len}, "
@@ -219,6 +247,8 @@ def _say_prepared(prepared: Prepared) -> None:
         )
     if split.truncated:
         say(f"[yellow]cut:[/] {split.truncated} rows at sequence_len {config.sequence_len}; they lose their ends")
+    if prepared.start is not None:
+        say(f"going on from {escape(prepared.start.name)}")
     say(
         f"adapter: rank {config.lora_r}, alpha {config.lora_alpha:g}, {prepared.lora_parameters:,} parameters; "
         f"learning rate {config.learning_rate:g}"
@@ -232,19 +262,33 @@ def _print_labels(prepared: Prepared, count: int, *, as_json: bool) -> None:
 
     from adapterhub.trainers.labels import coloured
 
-    rows = [(e, coloured(e, prepared.tokenizer)) for e in prepared.train.examples[:count]]
+    shown = [(e, told, coloured(e, prepared.tokenizer)) for e, told in _first_rows(prepared.train, count)]
     if as_json:
-        print_json([{"where": e.where, "pieces": [{"text": t, "trained": y} for t, y in p]} for e, p in rows])
+        rows = [(e, told, [{"text": text, "trained": trained} for text, trained in p]) for e, told, p in shown]
+        print_json([{"where": e.where, "pieces": p} | ({"answer": told} if told else {}) for e, told, p in rows])
         return
     plain = not out().is_terminal
-    for example, pieces in rows:
+    for example, told, pieces in shown:
         text = Text()
         for piece, trained in pieces:
-            shown = f"⟦{piece}⟧" if plain and trained else piece
-            text.append(shown, style="bold green" if trained else "dim")
-        out().print(f"[bold]{example.where}[/]  {example.trained} of {len(example.input_ids)} tokens trained on")
+            marked = f"⟦{piece}⟧" if plain and trained else piece
+            text.append(marked, style="bold green" if trained else "dim")
+        answer = f", {told}" if told else ""
+        out().print(
+            f"[bold]{example.where}[/]{answer}  {example.trained} of {len(example.input_ids)} tokens trained on"
+        )
         out().print(text)
         out().print()
+
+
+def _first_rows(split: Split, count: int) -> list[tuple[Example, str]]:
+    """Each answer of the first rows; of preferences with what is held of it."""
+    examples = split.examples[: 2 * count if split.pairs else count]
+    if split.pairs:
+        return [(example, ("chosen", "rejected")[i % 2]) for i, example in enumerate(examples)]
+    if split.good:
+        return [(e, "good" if good else "bad") for e, good in zip(examples, split.good[:count], strict=True)]
+    return [(example, "") for example in examples]
 
 
 def _finish(result: Result, *, as_json: bool) -> None:
@@ -255,9 +299,13 @@ def _finish(result: Result, *, as_json: bool) -> None:
         print_json(result.to_json())
         return
     final = f"evaluation loss {fitted.eval_loss:.4f}" if fitted.eval_loss is not None else "no evaluation data"
+    if "eval_reward_margin" in fitted.evaluation:
+        final += f", reward margin {fitted.evaluation['eval_reward_margin']:.3f}"
+    if "eval_reward_accuracy" in fitted.evaluation:
+        final += f", chosen before rejected in {fitted.evaluation['eval_reward_accuracy']:.1%}"
     speed = fitted.tokens / max(fitted.seconds, 1e-9)
     say(f"[bold green]trained[/] {fitted.steps} steps in {fitted.seconds:.1f} s ({speed:.0f} tokens/s); {final}")
     say(f"report: {escape(str(result.folder / 'report.html'))}")
-    named = "" if record.name else " --name acme/support"
+    named = ("" if record.name else " --name acme/support") + (" --for export" if result.dora else "")
     say(f"run:    {escape(str(result.folder))}")
     say(f"next:   ah publish {escape(str(result.folder))}{named}")

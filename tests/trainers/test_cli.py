@@ -63,6 +63,7 @@ def test_training_from_flags_ends_with_the_next_command(
         ({"lora_r": "x"}, "lora_r expects a whole number"),
         ({"peft_use_dora": True}, "cannot be served"),
         ({"resume_from_checkpoint": "out/checkpoint-8"}, "a run goes on with: ah train --resume RUN"),
+        ({"rl": "dpo"}, "no preferences, the row has messages"),
         ({"datasets": [{"path": "none.jsonl"}]}, "none.jsonl was not found"),
         ({"base_model": "./none"}, "'./none' was not found"),
         ({"rows": [{"messages": [{"role": "user", "content": "Hi"}]}]}, "train.jsonl:1: messages has no assistant"),

@@ -25,7 +25,7 @@ class ChatReader:
             raise BadRow(f"no {self.key}", f"{self.key}: a list of messages")
         messages = read_messages(raw[self.key], self.key, self.spelling)
         if raw.get(self.system):
-            messages = _with_system(messages, text_of(raw, self.system), self.system, self.key)
+            messages = system_first(messages, text_of(raw, self.system), self.system, self.key)
         return conversation(messages, raw, where, source=self.source, key=self.key)
 
 
@@ -83,7 +83,7 @@ def _trained(messages: Sequence[dict[str, Any]], source: DataSource, key: str) -
     return found
 
 
-def _with_system(messages: list[dict[str, Any]], text: str, column: str, key: str) -> list[dict[str, Any]]:
+def system_first(messages: list[dict[str, Any]], text: str, column: str, key: str) -> list[dict[str, Any]]:
     if messages[0]["role"] == "system":
         if messages[0]["content"] == text:
             return messages

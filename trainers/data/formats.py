@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from adapterhub.trainers.config import DataSource, UserFormat
+from adapterhub.trainers.config import DataSource, Method, UserFormat
 from adapterhub.trainers.data.chat import ChatReader, is_sharegpt
 from adapterhub.trainers.data.instruct import STYLES, InstructionReader, PromptReader, StyledReader, UserReader
 from adapterhub.trainers.data.plain import SegmentsReader, TextReader, TokensReader
-from adapterhub.trainers.data.rows import BadRow, Row
+from adapterhub.trainers.data.preferences import PreferenceReader
+from adapterhub.trainers.data.rows import BadRow, Preference, Row
 
 
 class Reader(Protocol):
@@ -23,7 +24,7 @@ class Reader(Protocol):
     def columns(self) -> frozenset[str]:
         """What it looks at; other columns are named as not used."""
 
-    def __call__(self, raw: Mapping[str, Any], where: str) -> Row: ...
+    def __call__(self, raw: Mapping[str, Any], where: str) -> Row | Preference: ...
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,13 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-def format_of(source: DataSource, raw: Mapping[str, Any]) -> tuple[str, Reader]:
+def format_of(source: DataSource, raw: Mapping[str, Any], method: Method | None = None) -> tuple[str, Reader]:
     """What the rows of a data set are, shown, and what reads them. Raises BadRow: the first row is no known format."""
+    if method is not None:
+        reader = PreferenceReader(source, raw)
+        if reader.fields.judged and method != "kto":
+            raise BadRow(f"answers with a label, and rl is {method}", "chosen and rejected; or rl: kto for these")
+        return reader.shown, reader
     if isinstance(source.type, UserFormat):
         return "your format", UserReader(source, source.type)
     if source.type == "alpaca_chat.load_qa":  # Axolotl's name

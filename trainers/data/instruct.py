@@ -41,8 +41,8 @@ class Columns:
         """Instruction, input, system and output; the two in the middle may be missing. Raises BadRow."""
         return (
             text_of(raw, self.instruction),
-            _optional(raw, self.input),
-            _optional(raw, self.system),
+            optional_text(raw, self.input),
+            optional_text(raw, self.system),
             text_of(raw, self.output, empty=False),
         )
 
@@ -164,12 +164,12 @@ class PromptReader:
 
 def _prompt(style: Style, instruction: str, given: str, system: str) -> str:
     system = system or (style.default_system if given else style.default_system_without_input)
-    before = _filled(style.system, system=system) if system else ""
+    before = filled(style.system, system=system) if system else ""
     turn = style.turn if given else style.turn_without_input
-    return before + _filled(turn, instruction=instruction, input=given, system=system)
+    return before + filled(turn, instruction=instruction, input=given, system=system)
 
 
-def _filled(form: str, **values: str) -> str:
+def filled(form: str, **values: str) -> str:
     """Only our own names are filled in: a row's text may hold braces."""
     parts = []
     while form:
@@ -187,7 +187,7 @@ def _filled(form: str, **values: str) -> str:
     return "".join(parts)
 
 
-def _optional(raw: Mapping[str, Any], key: str) -> str:
+def optional_text(raw: Mapping[str, Any], key: str) -> str:
     value = raw.get(key)
     if value is None:
         return ""

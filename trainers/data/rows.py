@@ -1,11 +1,11 @@
-"""What a row is once it is read: one of four shapes, each with its place."""
+"""What a row is once it is read: one of four shapes, or a judgement about one or two of them, each with its place."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Ends = Literal["turn", "all", "last", "none"]  # of which turns the end token is trained on
 
@@ -56,11 +56,48 @@ class Tokens:
     where: str
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt. Each side holds the prompt; what is trained on is its answer."""
+
+    chosen: Conversation | Text
+    rejected: Conversation | Text
+    where: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One answer, and whether it is one to give."""
+
+    answer: Conversation | Text
+    good: bool
+    where: str
+
+
 Row = Conversation | Text | Segments | Tokens
+Preference = Pair | Judged
 
 
-def with_system(row: Row, text: str) -> Row:
+def is_chat(row: Row | Preference) -> bool:
+    """Whether a chat template writes it."""
+    if isinstance(row, Pair):
+        return isinstance(row.chosen, Conversation)
+    return isinstance(row.answer if isinstance(row, Judged) else row, Conversation)
+
+
+def with_system(row: Row | Preference, text: str) -> Row | Preference:
     """A conversation without a system message gets this one; other rows have no place for it."""
+    if isinstance(row, Pair):
+        return replace(row, chosen=_with_system(row.chosen, text), rejected=_with_system(row.rejected, text))
+    if isinstance(row, Judged):
+        return replace(row, answer=_with_system(row.answer, text))
+    return _with_system(row, text)
+
+
+_Row = TypeVar("_Row", bound=Row)
+
+
+def _with_system(row: _Row, text: str) -> _Row:
     if not isinstance(row, Conversation) or row.messages[0]["role"] in ("system", "developer"):
         return row
     trained = None if row.trained is None else tuple(i + 1 for i in row.trained)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, overload
 
 from adapterhub.errors import DataError
-from adapterhub.trainers.config import DataSource
+from adapterhub.trainers.config import DataSource, Method
 from adapterhub.trainers.data.files import Container, Value
 from adapterhub.trainers.data.formats import Reader, format_of
 from adapterhub.trainers.data.places import HubRows, find
-from adapterhub.trainers.data.rows import BadRow, Conversation, Row
+from adapterhub.trainers.data.rows import BadRow, Preference, Row, is_chat
 from adapterhub.trainers.data.strictjson import check_characters, parse_object, to_json
 
 _SHOWN_ERRORS = 5
@@ -39,7 +39,7 @@ class DataFile:
     skipped: tuple[str, ...] = ()  # bad rows that were allowed: where, and what is wrong
 
 
-class PackedRows(Sequence[Row]):
+class PackedRows(Sequence[Row | Preference]):
     """Rows as their JSON text, each read again when it is asked for: a million of them are as large as their file."""
 
     def __init__(self, reader: Reader, where: Callable[[int], str], numbers: Sequence[int], texts: list[bytes]) -> None:
@@ -53,27 +53,30 @@ class PackedRows(Sequence[Row]):
         return self._texts[i].strip()
 
     @overload
-    def __getitem__(self, i: int) -> Row: ...
+    def __getitem__(self, i: int) -> Row | Preference: ...
     @overload
-    def __getitem__(self, i: slice) -> Sequence[Row]: ...
-    def __getitem__(self, i: int | slice) -> Row | Sequence[Row]:
+    def __getitem__(self, i: slice) -> Sequence[Row | Preference]: ...
+    def __getitem__(self, i: int | slice) -> Row | Preference | Sequence[Row | Preference]:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         return self._reader(parse_object(self._texts[i]), self._where(self._numbers[i]))
 
 
-def read_source(source: DataSource, *, beside: Path | None = None, skip_bad_rows: int = 0) -> DataFile:
+def read_source(
+    source: DataSource, *, beside: Path | None = None, skip_bad_rows: int = 0, method: Method | None = None
+) -> DataFile:
     """Read one entry of ``datasets``.
 
     Args:
         beside: the config file's folder, where a relative path is looked up first; then in the working directory.
         skip_bad_rows: so many bad rows are left out and told of; one more is an error.
+        method: of preference training, whose rows these are; None: supervised.
 
     Raises:
         DataError: the data set is missing, unreadable, empty, of no known format, or has bad rows (five are named).
     """
     place = find(source, beside)
-    reading = _Reading(source, place, skip_bad_rows)
+    reading = _Reading(source, place, skip_bad_rows, method)
     for number, value in place.rows():
         reading.take(number, value)
     return reading.finished()
@@ -86,6 +89,7 @@ class _Reading:
     source: DataSource
     place: Container | HubRows
     allowed: int
+    method: Method | None = None
     reader: Reader | None = None
     shown: str = ""
     chat: bool = False
@@ -102,7 +106,7 @@ class _Reading:
             raw = _checked(value)
             self.columns.update(dict.fromkeys(raw))
             if self.reader is None:
-                self.shown, self.reader = format_of(self.source, raw)
+                self.shown, self.reader = format_of(self.source, raw, self.method)
             row = self.reader(raw, "")
         except BadRow as error:
             self.bad.append((number, error))
@@ -110,7 +114,7 @@ class _Reading:
         if len(self.bad) > self.allowed:
             self.texts.clear()  # nothing will be trained on: only counted
             return
-        self.chat = self.chat or isinstance(row, Conversation)
+        self.chat = self.chat or is_chat(row)
         text = value if isinstance(value, bytes) else to_json(raw)
         self.numbers.append(number)
         self.texts.append(text)
