@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adapterhub.errors import UsageError
 from adapterhub.serving.config import ServeConfig
@@ -70,8 +71,8 @@ OWNED: Mapping[str, str] = {
 _SHORT = {"asc": "api-server-count", "dp": "data-parallel-size"}  # and every -dp…
 
 # Python's logging, as vLLM reads it from a file: the engine's lines as they are, ours with their name so that
-# `engine.telling` knows them.
-LOGGING = {
+# `enginelog.telling` knows them. Requests are logged where the format is JSON.
+LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
@@ -88,7 +89,13 @@ LOGGING = {
     "loggers": {
         "vllm": {"handlers": ["vllm"], "level": "INFO", "propagate": False},
         "adapterhub": {"handlers": ["adapterhub"], "level": "INFO", "propagate": False},
+        "adapterhub.requests": {"level": "WARNING"},  # a line for each is for machines
     },
+}
+_JSON = {"class": "adapterhub.serving.jsonlog.JsonFormatter"}
+LOGGING_JSON = LOGGING | {
+    "formatters": {"vllm": _JSON, "adapterhub": _JSON},
+    "loggers": {name: LOGGING["loggers"][name] for name in ("vllm", "adapterhub")},
 }
 
 # Variables of the environment that would undo what OWNED protects: never handed on.
@@ -118,6 +125,7 @@ class ServeOptions:
     keys: bool | None = None  # None: where there are tenants, or others reach the address
     database: str | None = None  # URL of tenants and keys; None: there are none
     redis: str | None = None
+    log_json: bool = False  # the log, a line a request in it, as JSON
     usage: Path | None = None  # folder in which usage waits for the database; None: usage is not billed
     metrics_adapters: int = 0  # adapters that are labels of their own in /metrics
     cache_limit: int | None = None  # bytes; None: as much as there is
@@ -202,8 +210,13 @@ def working_set(held: Sequence[Holding], *, max_loras: int, memory: int) -> int:
     return max(max_loras, min(wanted, affordable))
 
 
-def arguments(options: ServeOptions, config: ServeConfig, *, dtype: str, on_cpu: bool) -> list[str]:
-    """The engine's command line. What was put behind ``--`` stands last, so it wins over defaults."""
+def arguments(
+    options: ServeOptions, config: ServeConfig, *, dtype: str, on_cpu: bool, traces: str | None = None
+) -> list[str]:
+    """The engine's command line. What was put behind ``--`` stands last, so it wins over defaults.
+
+    ``traces`` is where spans go, a URL.
+    """
     # With LoRA vLLM compiles nothing on a CPU. Told so up front, it takes its own operators, not those that the
     # compiler would have fused.
     eager = ["--enforce-eager"] if on_cpu else []
@@ -218,6 +231,7 @@ def arguments(options: ServeOptions, config: ServeConfig, *, dtype: str, on_cpu:
         *("--no-enable-log-requests", "--disable-uvicorn-access-log"),
         "--disable-fastapi-docs",
         *eager,
+        *(("--otlp-traces-endpoint", traces) if traces else ()),
         *options.vllm_args,
     ]
 
@@ -228,6 +242,7 @@ def environment(inherited: Mapping[str, str], config: ServeConfig, *, defaults: 
     kept = {name: value for name, value in inherited.items() if name not in _DROPPED}
     ours = {
         "VLLM_PLUGINS": ",".join(dict.fromkeys([*plugins, "adapterhub"])),
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # vLLM's spans the way of ours; its default is gRPC
         "VLLM_USE_RUST_FRONTEND": "0",  # a separate program, without middleware
         "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1",  # to say that it is dead (503), until `supervisor` starts it again
     }

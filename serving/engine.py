@@ -28,7 +28,7 @@ import httpx
 from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import EngineError, UsageError
 from adapterhub.registry.base import Registry
-from adapterhub.serving import arguments, guard
+from adapterhub.serving import arguments, guard, tracing
 from adapterhub.serving.arguments import Holding, ServeOptions
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.enginelog import cause, telling
@@ -282,9 +282,17 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
         webhook_secret=options.webhook_secret,
         prompts=options.prompts,
     )
+    traces = tracing.endpoint(environ)
     return Launch(
-        command=(sys.executable, "-c", _ENTRY, *arguments.arguments(options, config, dtype=dtype, on_cpu=on_cpu)),
-        environment=arguments.environment(environ, config, defaults=_defaults(log, on_cpu=on_cpu)),
+        command=(
+            sys.executable,
+            "-c",
+            _ENTRY,
+            *arguments.arguments(options, config, dtype=dtype, on_cpu=on_cpu, traces=traces),
+        ),
+        environment=arguments.environment(
+            environ, config, defaults=_defaults(log, on_cpu=on_cpu, log_json=options.log_json)
+        ),
         host=options.host,
         port=port,
         log=log,
@@ -361,11 +369,11 @@ def _directory(options: ServeOptions) -> Directory | None:
     return Tenants(database).directory() if database and database.exists() else None
 
 
-def _defaults(log: Path, *, on_cpu: bool) -> dict[str, str]:
+def _defaults(log: Path, *, on_cpu: bool, log_json: bool) -> dict[str, str]:
     """Environment that yields to the caller's own."""
     log.parent.mkdir(parents=True, exist_ok=True)
     logging = log.with_suffix(".logging.json")
-    logging.write_text(json.dumps(arguments.LOGGING))
+    logging.write_text(json.dumps(arguments.LOGGING_JSON if log_json else arguments.LOGGING))
     defaults = {"VLLM_LOGGING_CONFIG_PATH": str(logging)}
     if on_cpu:
         # vLLM's default is 92 % of the whole machine's memory, and an error where that is not free

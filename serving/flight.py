@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.serving.account import Account
@@ -35,29 +35,6 @@ WAITS = frozenset({"read", "count", "load", "queue", "lease", "generate"})
 class Flight:
     """One request. One event loop; not for threads."""
 
-    __slots__ = (
-        "_broke",
-        "_last",
-        "_left",
-        "_went_out",
-        "account",
-        "began",
-        "caller",
-        "error",
-        "first_token",
-        "gap",
-        "generates",
-        "laps",
-        "last_token",
-        "model",
-        "path",
-        "request_id",
-        "route",
-        "status",
-        "streams",
-        "token_came",
-    )  # fmt: skip
-
     def __init__(self, path: str, request_id: str) -> None:
         self.path = path  # as it came
         self.route = "(none)"  # the route of the allow-list that it is
@@ -75,6 +52,8 @@ class Flight:
         self.last_token = 0.0
         self.gap: Callable[[float], None] = _nothing  # told of the seconds between two tokens of a stream
         self.token_came: TokenCame = _no_token  # told of tokens
+        self.span: Any = None  # OpenTelemetry's, where traces are on; `tracing` begins and ends it
+        self.generating: Any = None
         self._broke = False  # the engine said so inside a stream
         self._left = False
         self._went_out = False
@@ -90,6 +69,11 @@ class Flight:
         for name, begin, end in self.laps:
             found[name] = found.get(name, 0.0) + end - begin
         return found
+
+    @property
+    def ended(self) -> float:
+        """When its last lap was over."""
+        return self._last
 
     @property
     def seconds(self) -> float:

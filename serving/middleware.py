@@ -136,7 +136,7 @@ class TenancyMiddleware:
         until_the_last_byte.enter_context(replica.under_way.one())
         # one that is there already was put there in this process: what comes from outside cannot name its own
         caller = flight.caller = scope.get(CALLER) or find_caller(replica, route, scope["headers"])
-        replica.telemetry.begin(flight)
+        replica.telemetry.begin(flight, scope["headers"])
         scope = {**scope, CALLER: caller}
         clean: Headers = [*tenancy.strip_headers(scope["headers"]), (b"x-request-id", flight.request_id.encode())]
         if route.kind != "model":
@@ -181,6 +181,9 @@ class TenancyMiddleware:
         raw = json.dumps(sent).encode()
         clean.append((b"content-length", str(len(raw)).encode()))
         flight.generates = route.fills_cache
+        if traced := replica.telemetry.to_engine(flight):
+            names = {name for name, _ in traced}
+            clean = [*((name, value) for name, value in clean if name not in names), *traced]
         return Admitted({**scope, "headers": clean}, replay(raw, receive), added, sample, is_model=True)
 
     async def _within_lengths(

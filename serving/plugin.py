@@ -163,6 +163,7 @@ def _telemetry(config: ServeConfig) -> Telemetry:
     """Raises StorageError where usage would have nowhere to wait."""
     from prometheus_client import REGISTRY
 
+    from adapterhub.serving import tracing
     from adapterhub.serving.database import open_database
     from adapterhub.serving.ledger import Ledger
     from adapterhub.serving.metering import Metering
@@ -170,10 +171,12 @@ def _telemetry(config: ServeConfig) -> Telemetry:
     from adapterhub.serving.telemetry import Telemetry
 
     metrics = Metrics(REGISTRY, adapters=config.metrics_adapters)
+    collector = tracing.endpoint(os.environ)
+    traces = tracing.Tracing.to(collector) if collector else None
     if config.ledger is None or config.spool is None:
-        return Telemetry(metrics)
+        return Telemetry(metrics, tracing=traces)
     ledger = Ledger(open_database(config.ledger))
-    return Telemetry(metrics, Metering(ledger, config.spool, keyed=config.database is not None))
+    return Telemetry(metrics, Metering(ledger, config.spool, keyed=config.database is not None), traces)
 
 
 def _is_loopback(host: str | None) -> bool:

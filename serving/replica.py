@@ -118,9 +118,10 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     async def _fetch(self, record: Record) -> Path:
-        if not await self.blocking(self.versions.is_here, record):
-            self.telemetry.downloaded.add(record.digest)
+        was_here, begin = await self.blocking(self.versions.is_here, record), time.perf_counter()
         path = await self.blocking(self.versions.fetch, record)
+        if not was_here:
+            self.telemetry.fetched(record, begin, time.perf_counter())
         if self.config.cache_limit is not None:
             # what was just fetched is the last used; what the engine holds need not be fetched for a restart
             keep = {*self.residency.digests, record.digest}

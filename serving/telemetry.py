@@ -8,16 +8,20 @@ Never a prompt, never a key's secret, never an answer.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.manifest import Record
+from adapterhub.serving import tenancy
 from adapterhub.serving.flight import WAITS, Flight
 from adapterhub.serving.metering import Metering
 from adapterhub.serving.metrics import Metrics
+from adapterhub.serving.tracing import Tracing
 from adapterhub.serving.usage import Counts, Line
 
 requests_log = logging.getLogger("adapterhub.requests")  # one line a request, where `--log-format json` turns it on
@@ -29,6 +33,8 @@ class Telemetry:
 
     metrics: Metrics
     metering: Metering | None = None  # None: nothing is billed
+    tracing: Tracing | None = None
+    fetches: dict[str, tuple[float, float]] = field(default_factory=dict)  # of loaded versions: from the registry, when
     downloaded: set[str] = field(default_factory=set)  # digests that came from the registry, until they are loaded
 
     @classmethod
@@ -40,13 +46,21 @@ class Telemetry:
         """What was counted is written down."""
         if self.metering is not None:
             await self.metering.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def begin(self, flight: Flight) -> None:
-        """Its caller is known."""
+    def begin(self, flight: Flight, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Its caller is known; ``headers`` are the request's."""
         assert flight.caller is not None, "found out just now"
+        if self.tracing is not None and flight.route in tenancy.TOKEN_ROUTES:
+            self.tracing.begin(flight, headers)
         flight.gap = self.metrics.of_tenant(flight.caller.tenant).inter_token.observe
+
+    def to_engine(self, flight: Flight) -> Sequence[tuple[bytes, bytes]]:
+        """It goes to the engine now, with these headers in place of its own of those names."""
+        return self.tracing.headers(flight) if self.tracing is not None else ()
 
     def end(self, flight: Flight) -> None:
         """Its last byte is out, or it was refused."""
@@ -72,8 +86,10 @@ class Telemetry:
             self._count_tokens(flight)
         if self.metering is not None and flight.error is None:
             self._bill(flight, self.metering)
+        if self.tracing is not None:
+            self.tracing.end(flight, fields_of(flight), fetched=self.fetches.get(flight.model))
         if requests_log.isEnabledFor(logging.INFO):
-            requests_log.info("%s %s", flight.path, outcome, extra={"fields": fields_of(flight)})
+            requests_log.info("%s %s", flight.route, outcome, extra={"fields": fields_of(flight)})
 
     def _count_tokens(self, flight: Flight) -> None:
         account = flight.account
@@ -114,8 +130,14 @@ class Telemetry:
         """A version could not be brought into the engine."""
         self.metrics.failed_loads.inc()
 
+    def fetched(self, record: Record, begin: float, end: float) -> None:
+        """A version's files came from the registry, between two moments of `time.perf_counter`."""
+        self.downloaded.add(record.digest)
+        self.fetches[str(record.ref)] = (begin, end)
+
     def forgot(self, name: str, *, swapped: bool) -> None:
         """A version left the engine. ``swapped``: to make room."""
+        self.fetches.pop(name, None)
         if swapped:
             self.metrics.swaps.inc()
         if self.metering is not None:

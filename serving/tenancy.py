@@ -71,6 +71,7 @@ _ROUTES = {
         for name in ("channels", *(f"rollout/{verb}" for verb in ("status", "start", "promote", "pause", "abort")))
     },
 }
+TOKEN_ROUTES = frozenset(route.path for route in _ROUTES.values() if route.fills_cache)  # the engine is asked there
 ALWAYS_OPEN = frozenset({"/health", "/ready"})  # answered before the server is ready
 
 # Fields that would let a caller reach past its own request, with the reason. A null is the same as absent.

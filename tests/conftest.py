@@ -229,3 +229,52 @@ def _write_tokenizer(path: Path) -> int:
     (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
     (path / "chat_template.jinja").write_text(CHATML)
     return tokenizer.get_vocab_size()
+
+
+class Collector:
+    """An OTLP collector over HTTP."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        self.services: set[str] = set()
+        collector = self
+
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                sent = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+                for resource in sent.resource_spans:
+                    names = [a.value.string_value for a in resource.resource.attributes if a.key == "service.name"]
+                    collector.services.update(names)
+                    for scope in resource.scope_spans:
+                        collector.spans += scope.spans
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="session")
+def collector_of_all() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def collector(collector_of_all: Collector) -> Collector:
+    """Without what others sent before."""
+    collector_of_all.spans.clear()
+    collector_of_all.services.clear()
+    return collector_of_all

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +22,13 @@ from adapterhub.settings import load_settings
 
 if TYPE_CHECKING:
     from adapterhub.serving.supervisor import Supervisor
+
+
+class LogFormat(StrEnum):
+    """How a server's log is written."""
+
+    text = "text"
+    json = "json"
 
 
 def serve(
@@ -75,6 +86,9 @@ def serve(
         int,
         typer.Option("--restarts", min=0, help="How often in a row an engine that ends by itself is started again."),
     ] = 5,
+    log_format: Annotated[
+        LogFormat, typer.Option("--log-format", help="json: one object a line on stderr, each request among them.")
+    ] = LogFormat.text,
     metrics_adapters: Annotated[
         int,
         typer.Option(
@@ -130,6 +144,7 @@ def serve(
         webhook_secret=settings.webhook_secret or "",
         prompts=prompts.absolute() if prompts else None,
         usage=settings.home / "usage",
+        log_json=log_format is LogFormat.json,
         metrics_adapters=metrics_adapters,
         cache_limit=parse_size(cache_limit, flag="--cache-limit") if cache_limit else None,
         vllm_args=tuple(vllm_flags or ()),
@@ -137,7 +152,10 @@ def serve(
     begun = time.monotonic()
 
     def tell(line: str) -> None:
-        say(f"[dim]{time.monotonic() - begun:5.1f} s[/]  {escape(line)}")
+        if log_format is LogFormat.json:
+            typer.echo(line if line.startswith("{") else _entry(line), err=True)
+        else:
+            say(f"[dim]{time.monotonic() - begun:5.1f} s[/]  {escape(line)}")
 
     engine = Engine(options, say=tell)
     supervisor = Supervisor(engine, restarts=restarts, say=tell)
@@ -147,24 +165,34 @@ def serve(
     try:
         supervisor.start()
         is_up = True
-        say(f"[bold green]ready[/] after {time.monotonic() - begun:.0f} s: {engine.base_url}  (log: {engine.log})")
-        say(escape(_curl(engine.base_url, engine.launch.example, with_key=engine.launch.needs_keys)))
+        took = time.monotonic() - begun
+        if log_format is LogFormat.json:
+            tell(f"ready after {took:.0f} s: {engine.base_url}")
+        else:
+            say(f"[bold green]ready[/] after {took:.0f} s: {engine.base_url}  (log: {engine.log})")
+            say(escape(_curl(engine.base_url, engine.launch.example, with_key=engine.launch.needs_keys)))
         supervisor.run()
     except KeyboardInterrupt:
         if is_up:
-            _drain(supervisor, drain_seconds)
+            _drain(supervisor, drain_seconds, tell)
     finally:
         engine.stop()
-    say("stopped; no process is left")
+    tell("stopped; no process is left")
 
 
-def _drain(supervisor: Supervisor, seconds: float) -> None:
+def _entry(message: str) -> str:
+    """A line of ours among those of a log in JSON."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "level": "INFO", "logger": "adapterhub.cli", "message": message})
+
+
+def _drain(supervisor: Supervisor, seconds: float, tell: Callable[[str], None]) -> None:
     """Let running requests finish, unless somebody is in a hurry."""
-    say(f"finishing what runs, for at most {seconds:.0f} s; once more to stop at once …")
+    tell(f"finishing what runs, for at most {seconds:.0f} s; once more to stop at once …")
     try:
         supervisor.drain(seconds)
     except KeyboardInterrupt:
-        say("stopping at once …")
+        tell("stopping at once …")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -109,7 +109,7 @@ def write_loud_adapter(path: Path, *, base: BaseModel, seed: int, rank: int) -> 
 
 
 @pytest.fixture(scope="session")
-def served(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(base_dir: Path, tmp_path_factory: pytest.TempPathFactory, collector_of_all: Any) -> Iterator[Served]:
     """``acme/support`` with versions 1 and 2 (``prod`` is 1), and ``globex/desk``."""
     from adapterhub.serving.arguments import ServeOptions
     from adapterhub.serving.engine import Engine
@@ -135,6 +135,8 @@ def served(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     )
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector_of_all.url)
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # milliseconds
         engine = Engine(options)
         engine.start()
     try:

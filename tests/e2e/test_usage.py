@@ -110,3 +110,18 @@ def test_prometheus_gets_our_numbers_beside_those_of_the_engine(served: Any) -> 
     ):
         assert f"adapterhub_{name}" in page
     assert "vllm:" in page
+
+
+def test_the_engines_spans_are_below_ours(served: Any, collector: Any) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    served.publish("acme/traced", seed=14)
+    body = {"model": "acme/traced", "messages": HELLO, "max_tokens": 2}
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    assert served.http.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+
+    def spans() -> dict[str, Any]:
+        return {span.name: span for span in collector.spans if span.trace_id.hex() == trace}
+
+    served.until(lambda: {"POST /v1/chat/completions", "fetch", "generate", "llm_request"} <= spans().keys())
+    assert spans()["llm_request"].parent_span_id == spans()["generate"].span_id
+    assert PROMPT[:40] not in str(list(collector.spans))
