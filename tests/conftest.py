@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         "AH_REQUIRE_SIGNED_BY",
         "AH_KEY_PASSWORD",
         "AH_DATABASE_URL",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
         "AH_REDIS_URL",
         "AH_WEBHOOK_SECRET",
         "AH_API_KEY",
