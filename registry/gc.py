@@ -23,7 +23,7 @@ from adapterhub.refs import AdapterName
 from adapterhub.registry import layout, rules, tombstones
 from adapterhub.registry.base import Registry
 from adapterhub.registry.condemned import LARGEST, QUARANTINE, Condemned
-from adapterhub.registry.intents import Intent, Intents
+from adapterhub.registry.intents import Intent, Intents, UnderWay
 from adapterhub.registry.logs import status_changes
 from adapterhub.registry.objects import ObjectRegistry
 from adapterhub.registry.parallel import side_by_side
@@ -37,6 +37,9 @@ class Patience:
 
     young: float = 24 * 3600  # a blob no older is left alone
     publish: float = 7 * 24 * 3600  # a publish that is under way for longer starts over
+    hint: float = (
+        7 * 24 * 3600
+    )  # what happened longer ago goes from the change log: all have looked at everything since
     upload: float = 7 * 24 * 3600  # parts of an unfinished upload are removed after this
     closed: float = QUARANTINE
 
@@ -60,6 +63,7 @@ class Report:
     freed_size: int = 0  # bytes
     unfinished: int = 0  # uploads and temporary files of killed writers, removed
     forgotten: int = 0  # publishes that are not waited for any more
+    hints: int = 0  # of the change log, removed
     notes: list[str] = field(default_factory=list)  # what somebody should look at
 
 
@@ -114,10 +118,12 @@ class _Tenant:
         self._report = report
         self._intents = Intents(store)
         self._condemned = Condemned(store)
+        self._records = Records(store)
         self._versions = _Versions(store, tenant)
 
     def collect(self, *, dry_run: bool, forget: str) -> None:
         garbage = self._survey(forget)
+        self._prune_changes(dry_run=dry_run)
         if dry_run:
             self._report.freed += len(garbage)
             self._report.freed_size += sum(entry.size for entry in garbage)
@@ -127,6 +133,14 @@ class _Tenant:
         if not garbage:
             self._publishes(forget, ask=True)  # leaves no intent of a dead publish behind
         self._condemned.remove_closed(self._tenant, older_than=self._patience.closed)
+        self._intents.remove_idle_doubts(self._tenant)
+
+    def _prune_changes(self, *, dry_run: bool) -> None:
+        horizon = layout.events_at(self._tenant, int((time.time() - self._patience.hint) * 1000))
+        old = self._store.keys(layout.events(self._tenant), after=horizon)
+        self._report.hints += len(old)
+        if old and not dry_run:
+            self._store.delete(*old)
 
     def _survey(self, forget: str) -> list[Entry]:
         """What nothing pins. Blobs are listed first: what is stored later is not judged."""
@@ -173,7 +187,7 @@ class _Tenant:
                 if ask:
                     self._intents.end(one.intent)
             elif one.seal == "commits":
-                pinning += self._committing(one.intent, age, ask=ask)
+                pinning += self._committing(one, age, ask=ask)
             elif one.seal == "given up" or age > self._patience.publish:
                 if ask and not self._intents.give_up(one.intent):
                     pinning.append(one.intent)
@@ -183,8 +197,9 @@ class _Tenant:
                 pinning.append(one.intent)
         return pinning
 
-    def _committing(self, intent: Intent, age: float, *, ask: bool) -> list[Intent]:
-        """It may have its record by now: then only its last step is missing."""
+    def _committing(self, one: UnderWay, age: float, *, ask: bool) -> list[Intent]:
+        """It may have its record by now: then only its last step is missing. Or it never will (`intents`)."""
+        intent = one.intent
         if age <= self._patience.publish:
             return [intent]
         self._versions.read_new()
@@ -192,10 +207,17 @@ class _Tenant:
             if ask:
                 self._intents.end(intent)
             return []
+        if one.past is not None and self._versions.has_all(intent.name, one.past, wanted=intent.number):
+            if ask:
+                self._intents.forget_given_up(intent)
+            return []
+        if ask and intent.asks:
+            self._intents.doubt(intent, newest=lambda: self._records.newest_number(intent.name))
         if not ask:
             self._report.notes.append(
                 f"a publish of {intent.name} by {intent.who} was about to commit on {intent.when} and never said "
-                f"how it ended; its bytes stay. If its machine is dead: ah gc --forget {intent.id}"
+                f"how it ended; its bytes stay until {intent.name} has its next version. If its machine is dead: "
+                f"ah gc --forget {intent.id}"
             )
         return [intent]
 
@@ -214,6 +236,11 @@ class _Versions:
     def naming(self, key: str) -> Sequence[str]:
         """The versions that are not deleted and have their bytes at this key."""
         return self._naming.get(key, ())
+
+    def has_all(self, name: AdapterName, newest: int, *, wanted: int | None) -> bool:
+        """Whether each number is taken that a publisher may have been about to try when ``newest`` was the newest."""
+        numbers = range(1, newest + 2) if wanted is None else [wanted]
+        return all((name, number) in self._known for number in numbers)
 
     def read_new(self) -> None:
         """All versions that were not read yet, of whatever adapter."""

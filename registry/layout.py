@@ -12,6 +12,8 @@
     t/<tenant>/log/<INV-ms>-<id>--<adapter>--<what>.json     what happened: a hint, written before each commit; empty
     t/<tenant>/intents/<publish-id>.json                     a publish under way, for the collector
     t/<tenant>/intents/<publish-id>.sealed                   how it goes on: it commits, or was given up
+    t/<tenant>/intents/<publish-id>.doubted                  it was about to commit for too long (`intents`)
+    t/<tenant>/intents/<publish-id>.past                     the newest version of its adapter, after that
     t/<tenant>/condemned/<epoch>.json                        a collection under way, for publishers
     t/<tenant>/condemned/<epoch>.closed                      its collector has deleted the last blob
     gone/<tenant>.json                                       a deleted tenant; the name is never issued again
@@ -85,6 +87,14 @@ def intent(tenant: str, publish_id: str) -> str:
 
 def seal(tenant: str, publish_id: str) -> str:
     return f"{intents(tenant)}{publish_id}.sealed"
+
+
+def doubt(tenant: str, publish_id: str) -> str:
+    return f"{intents(tenant)}{publish_id}.doubted"
+
+
+def past(tenant: str, publish_id: str) -> str:
+    return f"{intents(tenant)}{publish_id}.past"
 
 
 def seal_of(intent: str) -> str:

@@ -13,8 +13,9 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from heapq import heapify, heappop
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -79,12 +80,13 @@ class LocalStore:
             return self._path(key).is_file()
 
     def keys(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[str]:
+        ordered = sorted if limit is None else _one_by_one
         with self._errors("read"):
-            return list(islice(self._walk(prefix, after), limit))
+            return list(islice(self._walk(prefix, after, ordered), limit))
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         with self._errors("read"):
-            for key in self._walk(prefix, ""):
+            for key in self._walk(prefix, "", sorted):
                 with suppress(FileNotFoundError):  # deleted meanwhile
                     found = (self.root / key).stat()
                     yield Entry(key, found.st_size, found.st_mtime)
@@ -166,14 +168,14 @@ class LocalStore:
             self._lasting.add(folder)
             folder = folder.parent
 
-    def _walk(self, prefix: str, after: str) -> Iterator[str]:
+    def _walk(self, prefix: str, after: str, ordered: Callable[[list[str]], Iterable[str]]) -> Iterator[str]:
         """Keys in order: a folder sorts with its ``/``, because ``a-b/x`` comes before ``a/x``."""
-        entries = ((entry.name + "/" if entry.is_dir() else entry.name) for entry in self._entries(prefix))
-        for name in sorted(entries):
+        entries = [(entry.name + "/" if entry.is_dir() else entry.name) for entry in self._entries(prefix)]
+        for name in ordered(entries):
             key = prefix + name
             if key.endswith("/"):
                 if key > after or after.startswith(key):
-                    yield from self._walk(key, after)
+                    yield from self._walk(key, after, ordered)
             elif key > after:
                 yield key
 
@@ -197,3 +199,10 @@ class LocalStore:
     def _errors(self, done: str) -> Iterator[None]:
         with storage_errors(f"the registry folder {self.root} cannot be {done}"):
             yield
+
+
+def _one_by_one(names: list[str]) -> Iterator[str]:
+    """In order, for who wants the first few: "the newest" of 100,000 versions needs no sorted list of them."""
+    heapify(names)
+    while names:
+        yield heappop(names)

@@ -28,7 +28,7 @@ from adapterhub.registry.clock import now
 from adapterhub.registry.condemned import Condemned, place
 from adapterhub.registry.counted import Counted
 from adapterhub.registry.files import storage_errors
-from adapterhub.registry.intents import Intents
+from adapterhub.registry.intents import Intent, Intents
 from adapterhub.registry.records import Records, blob_key
 from adapterhub.registry.store import Store, create_hint
 from adapterhub.registry.tombstones import clear, is_gone
@@ -73,9 +73,9 @@ class Publisher:
         number: int | None,
         progress: Progress | None,
     ) -> Record | None:
-        """None where a collector gave this publish up: it was paused for longer than one waits."""
+        """None where a collector gave this publish up or doubts it: it was paused for longer than one waits."""
         self._free_number(name, number)
-        intent = self._intents.begin(name, (file.sha256 for file in draft.manifest.files), who=author)
+        intent = self._intents.begin(name, (file.sha256 for file in draft.manifest.files), who=author, number=number)
         may_still_commit = False
         try:
             self._refuse_deleted(name.tenant)
@@ -95,9 +95,9 @@ class Publisher:
                 epochs=epochs,
             )
             may_still_commit = True  # also where the store goes away: a request may be on its way
-            record = self._numbered(record, number)
+            numbered = self._numbered(record, intent)
             may_still_commit = False
-            return record
+            return numbered
         except Conflict:
             may_still_commit = False  # every number that was tried is somebody else's
             raise
@@ -105,12 +105,17 @@ class Publisher:
             if not may_still_commit:
                 self._intents.end(intent)
 
-    def _numbered(self, record: Record, number: int | None) -> Record:
-        """Committed under the next number, or ``number``. Raises Conflict where that one is taken."""
+    def _numbered(self, record: Record, intent: Intent) -> Record | None:
+        """Committed under the next number, or the intent's; None where it is doubted and not committed.
+
+        Raises Conflict where the intent's number is taken.
+        """
         while True:
             self._log.announce(record.name, "publish")  # each time: watchers look again for ten seconds only
             start = time.monotonic()
-            record = replace(record, version=self._free_number(record.name, number), created=now())
+            record = replace(record, version=self._free_number(record.name, intent.number), created=now())
+            if self._intents.is_doubted(intent):
+                return None
             if self._commit(record):
                 return record
             took = time.monotonic() - start
@@ -137,7 +142,7 @@ class Publisher:
         return rules.free_number(name, self._records.newest_number(name), wanted)
 
     def _commit(self, record: Record) -> bool:
-        """Whether this record is now the version of its number. Nothing more may come between reading it and this."""
+        """Whether this record is now the version of its number."""
         create_hint(self._store, layout.digest(record.name, record.digest, record.version))
         try:
             self._store.create(layout.version(record.name, record.version), record.to_bytes())

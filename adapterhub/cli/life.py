@@ -38,7 +38,8 @@ def gc(
 ) -> None:
     """Free the bytes that no version needs, while others publish.
 
-    Goes: bytes of deleted versions and of publishes that were killed, unfinished uploads, leftovers of deleted tenants.
+    Goes: bytes of deleted versions and of publishes that were killed, unfinished uploads, leftovers of deleted tenants,
+    entries of the change log that are older than a week.
     """
     from adapterhub.registry.gc import Patience, collect
 
@@ -56,7 +57,7 @@ def gc(
     would = "would be " if dry_run else ""
     typer.echo(
         f"{report.freed} blobs with {shown_bytes(report.freed_size)} {would}freed, "
-        f"{report.unfinished} unfinished writes {would}removed",
+        f"{report.unfinished} unfinished writes and {report.hints} old entries of the change log {would}removed",
         err=True,
     )
     for note in report.notes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +86,69 @@ def test_a_publish_about_to_commit_is_waited_for_until_somebody_forgets_it(
     with pytest.raises(NotFound):
         collect(three, patience=AT_ONCE, forget="nobody")
     assert collect(three, patience=AT_ONCE, forget=intent.id).freed == 1
+
+
+@pytest.mark.parametrize("wanted", [None, 5])
+def test_a_publish_that_was_killed_about_to_commit_is_over_when_its_number_is_taken(
+    three: ObjectRegistry, new_draft: Drafts, name: AdapterName, wanted: int | None
+) -> None:
+    (garbage,) = [key for key, pin in pins(collect(three, dry_run=True, patience=AT_ONCE)).items() if not pin]
+    intents = Intents(three.store)
+    intent = intents.begin(name, [garbage], who="ben", number=wanted)
+    assert intents.seal(intent)
+    assert not intents.is_doubted(intent)
+    for _ in range(2):
+        report = collect(three, patience=AT_ONCE)
+        assert (report.freed, intents.is_doubted(intent)) == (0, True)
+        assert f"until {name} has its next version" in report.notes[0]
+    for number in range(4, (wanted or 4) + 1):
+        assert collect(three, patience=AT_ONCE).freed == 0
+        three.publish(new_draft("two"), name=name, author="ana", number=number)
+    assert pins(collect(three, dry_run=True, patience=AT_ONCE))[garbage] == ()
+    assert collect(three, patience=AT_ONCE).freed == 1
+    assert intents.is_doubted(intent)  # it may wake up and ask
+    intents.end(intent)
+    assert collect(three, patience=AT_ONCE).freed == 0
+    assert three.store.keys(layout.intents("acme")) == []
+
+
+def test_a_number_that_was_left_out_may_still_be_taken_by_a_sleeping_publisher(
+    three: ObjectRegistry, new_draft: Drafts, name: AdapterName
+) -> None:
+    (garbage,) = [key for key, pin in pins(collect(three, dry_run=True, patience=AT_ONCE)).items() if not pin]
+    intent = Intents(three.store).begin(name, [garbage], who="ben")
+    assert Intents(three.store).seal(intent)
+    collect(three, patience=AT_ONCE)
+    three.publish(new_draft("two"), name=name, author="ana", number=9)  # a copy that keeps its number
+    assert collect(three, patience=AT_ONCE).freed == 0
+
+
+def test_a_publish_of_a_version_that_does_not_ask_for_doubts_is_waited_for(
+    three: ObjectRegistry, new_draft: Drafts, name: AdapterName
+) -> None:
+    (garbage,) = [key for key, pin in pins(collect(three, dry_run=True, patience=AT_ONCE)).items() if not pin]
+    intents = Intents(three.store)
+    intent = intents.begin(name, [garbage], who="ben")
+    assert intents.seal(intent)
+    key = layout.intent("acme", intent.id)
+    older = {k: v for k, v in json.loads(three.store.read(key)).items() if k != "number"}
+    three.store.delete(key)
+    three.store.create(key, json.dumps(older).encode())
+    collect(three, patience=AT_ONCE)
+    three.publish(new_draft("two"), name=name, author="ana")
+    assert collect(three, patience=AT_ONCE).freed == 0
+
+
+def test_what_happened_long_ago_goes_from_the_change_log(three: ObjectRegistry, name: AdapterName) -> None:
+    assert len(three.changes("acme").events) == 4
+    overview = three.overview("acme")
+    assert collect(three, patience=AT_ONCE).hints == 0
+    past = replace(AT_ONCE, hint=-60)
+    assert collect(three, dry_run=True, patience=past).hints == 4
+    assert len(three.changes("acme").events) == 4
+    assert collect(three, patience=past).hints == 4
+    assert three.changes("acme").events == ()
+    assert three.overview("acme") == overview
 
 
 def test_a_publish_that_only_did_not_say_that_it_ended_pins_nothing(

@@ -10,6 +10,7 @@ Each step of the handshake is needed: `MUTATIONS` take one out, and the explorer
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import uuid
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from adapterhub.errors import AlreadyExists
-from adapterhub.manifest import Record
+from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, ObjectRegistry, layout
 from adapterhub.registry.gc import Patience, collect
@@ -288,6 +289,10 @@ class Scenario:
     works: Callable[[Draft], dict[str, Work]]
     kinds: dict[str, type[Process]] = field(default_factory=dict)  # by name; those whose handshake lacks a step
 
+    @property
+    def name(self) -> str:
+        return next((kind.__name__ for kind in self.kinds.values() if kind not in SLOW.values()), "reuse")
+
     def explorer(self, draft: Draft, start: Callable[[], Shared]) -> Explorer:
         works = self.works(draft)
 
@@ -337,6 +342,92 @@ def test_when_all_is_quiet_nothing_is_left(garbage: Garbage) -> None:
     assert work(registry) == len(draft.manifest.files)
     for prefix in (BLOBS, INTENTS, CONDEMNED):
         assert registry.store.keys(prefix) == []
+
+
+# ── a publish that sealed, and never said how it ended ────────────────────────────────────────────────────────────
+
+
+class Coarse(Process):
+    """Pauses only where this scenario is about something: the rest of the handshake is explored above."""
+
+    def _step(self) -> None:
+        if self._over:
+            raise Over
+
+    def pause(self) -> None:
+        super()._step()
+
+
+class Sleeper(Coarse):
+    """A publisher that is paused once it sealed: before it looks for the newest version and for doubts, and tries."""
+
+    sealed = ""  # the key
+
+    def create(self, key: str, value: bytes, *, lasting: bool = True) -> None:
+        if is_record(key):
+            self.pause()
+        super().create(key, value, lasting=lasting)
+        self.sealed = key if key.endswith(".sealed") else self.sealed
+
+    def keys(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[str]:
+        if prefix.endswith("/v/") and self.sealed:
+            self.pause()
+        return super().keys(prefix, after=after, limit=limit)
+
+    def exists(self, key: str) -> bool:
+        if key.startswith(INTENTS):
+            self.pause()
+        return super().exists(key)
+
+    def delete(self, *keys: str) -> None:
+        self.pause()  # it committed: what it did is looked at before it looks itself
+        super().delete(*keys)
+
+
+class Doubter(Coarse):
+    """A collector that is paused before it begins, before it doubts, and before it looks at the newest version."""
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        if prefix == BLOBS:
+            self.pause()
+        return super().entries(prefix)
+
+    def create(self, key: str, value: bytes, *, lasting: bool = True) -> None:
+        if key.endswith(".doubted"):
+            self.pause()
+        super().create(key, value, lasting=lasting)
+
+    def keys(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[str]:
+        if prefix.endswith("/v/") and limit == 1:
+            self.pause()
+        return super().keys(prefix, after=after, limit=limit)
+
+
+def sealed_long_ago(draft: Draft) -> dict[str, Work]:
+    """A publisher that sleeps, a version by somebody else, and a collector that waits for nobody."""
+    path = draft.manifest.files[0].path
+
+    def others(registry: ObjectRegistry) -> None:
+        assert isinstance(registry.store, Coarse)
+        file = FileEntry(path, 5, hashlib.sha256(b"other").hexdigest())
+        other = replace(draft, manifest=replace(draft.manifest, files=(file,)), replaced={path: b"other"})
+        registry.store.pause()
+        registry.publish(other, name=NAME, author="eve")
+
+    return {"publisher": publisher(draft), "others": others, "collector": collector(publish=-1, closed=-1, times=2)}
+
+
+SLOW = {"publisher": Sleeper, "others": Coarse, "collector": Doubter}
+DOUBTED = Scenario(sealed_long_ago, SLOW)
+
+
+def test_a_publish_that_sealed_long_ago_may_still_wake_up(garbage: Garbage, same_ids: None) -> None:
+    DOUBTED.explorer(*garbage).walk(30)
+
+
+@pytest.mark.slow
+def test_a_publish_that_sealed_long_ago_may_wake_up_at_any_time(garbage: Garbage, same_ids: None) -> None:
+    assert DOUBTED.explorer(*garbage).run() > 200
 
 
 # ── each step is needed ──────────────────────────────────────────────────────────────────────────────────────────
@@ -460,6 +551,53 @@ class DoesNotAsk(Process):
         return b"given up" if key.endswith(".sealed") else super().read(key)
 
 
+class NeverDoubts(Sleeper):
+    """Does not look whether it is doubted."""
+
+    def exists(self, key: str) -> bool:
+        return not key.startswith(INTENTS) and super().exists(key)
+
+
+class AsksBeforeItLooks(Sleeper):
+    """Asks whether it is doubted before it looks at the newest version, not after."""
+
+    doubted = False
+
+    def keys(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[str]:
+        if prefix.endswith("/v/") and self.sealed:
+            self.pause()
+            self.doubted = self._shared.exists(self.sealed.replace(".sealed", ".doubted"))
+            self._saw("doubted", self.doubted)
+        return super().keys(prefix, after=after, limit=limit)
+
+    def exists(self, key: str) -> bool:
+        return self.doubted if key.startswith(INTENTS) else super().exists(key)
+
+
+class LooksBeforeItDoubts(Doubter):
+    """Takes the newest version from before the doubt."""
+
+    early: list[str] | None = None
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        if self.early is None:
+            self.early = self._shared.keys(layout.versions(NAME), limit=1)
+            self._saw("early", self.early)
+        return super().entries(prefix)
+
+    def keys(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[str]:
+        if limit == 1 and prefix == layout.versions(NAME) and self.early is not None:
+            return self.early
+        return super().keys(prefix, after=after, limit=limit)
+
+
+class DoubtsAndForgets(Doubter):
+    """Does not wait until the number is taken."""
+
+    def read(self, key: str) -> bytes:
+        return b"0" if key.endswith(".past") else super().read(key)
+
+
 WAITED, GIVEN_UP = one(publish=FOREVER), one(publish=-1)
 MUTATIONS = [
     Scenario(WAITED, {"publisher": TellsNobody}),
@@ -472,11 +610,15 @@ MUTATIONS = [
     Scenario(WAITED, {"collector": ReadsRecordsFirst}),
     Scenario(WAITED, {"collector": ReadsRecordsOnce}),
     Scenario(GIVEN_UP, {"collector": DoesNotAsk}),
+    Scenario(sealed_long_ago, SLOW | {"publisher": NeverDoubts}),
+    pytest.param(Scenario(sealed_long_ago, SLOW | {"publisher": AsksBeforeItLooks}), marks=pytest.mark.slow),
+    Scenario(sealed_long_ago, SLOW | {"collector": LooksBeforeItDoubts}),
+    Scenario(sealed_long_ago, SLOW | {"collector": DoubtsAndForgets}),
     Scenario(one(publish=FOREVER, closed=-1, late=True)),  # a condemned key is written again
 ]
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: next(iter(k.__name__ for k in m.kinds.values()), "reuse"))
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
 def test_without_any_one_step_bytes_are_lost(garbage: Garbage, same_ids: None, mutation: Scenario) -> None:
     with pytest.raises(AssertionError, match="lost its bytes"):
         mutation.explorer(*garbage).run()
