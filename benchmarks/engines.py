@@ -63,6 +63,7 @@ def serve(
         max_lora_rank=max_lora_rank,
         max_model_len=1024,
         database=database,
+        usage=folder / "usage" if database else None,
         vllm_args=vllm_args,
     )
     with Engine(options) as engine, httpx.Client(base_url=engine.url, timeout=600) as http:

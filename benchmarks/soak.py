@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from machine import machine
 
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry
+from adapterhub.serving.callers import Scope
 from adapterhub.serving.database import default_url, open_database
 from adapterhub.serving.keys import Tenant
 from adapterhub.serving.tenants import Tenants
@@ -255,12 +256,16 @@ def key_id(key: str) -> str:
     return key.split("_")[1]
 
 
-def prepare(database: str) -> dict[str, str]:
+def prepare(database: str, *, scopes: Collection[Scope] = ("inference",)) -> dict[str, str]:
     """Tenants with two keys each: of what one asks for, all is counted."""
     tenants = Tenants(open_database(database))
     for name in TENANTS:
         tenants.add(Tenant(name))
-    return {f"{name} {kind}": tenants.add_key(name)[0].text for name in TENANTS for kind in ("steady", "rough")}
+    return {
+        f"{name} {kind}": tenants.add_key(name, scopes=scopes)[0].text
+        for name in TENANTS
+        for kind in ("steady", "rough")
+    }
 
 
 def booked(database: str) -> dict[str, tuple[int, int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,10 +17,13 @@ from typing import Any
 
 import httpx
 import pytest
+import soak
+from engines import write_adapter
 
 from adapterhub.base import find_base
 from adapterhub.refs import AdapterName
 from adapterhub.registry import draft, open_registry
+from adapterhub.serving.database import default_url
 from adapterhub.serving.guard import session_processes
 
 pytestmark = pytest.mark.engine
@@ -28,22 +32,13 @@ pytestmark = pytest.mark.engine
 class Served:
     """A running `ah serve`, with what it said."""
 
-    def __init__(self, base: Path, folder: Path) -> None:
+    def __init__(self, base: Path, folder: Path, *, key: str = "") -> None:
+        self.headers = {"authorization": f"Bearer {key}"} if key else {}
         self._said = folder / "said.txt"
         with self._said.open("wb") as said:
             registry = (folder / "registry").as_uri()
-            flags = [
-                "--base",
-                base,
-                "--port",
-                "0",
-                "--registry",
-                registry,
-                "--max-model-len",
-                "512",
-                "--drain-seconds",
-                "600",
-            ]
+            flags = ["--base", base, "--port", "0", "--registry", registry, "--max-model-len", "512"]
+            flags += ["--dtype", "float32", "--drain-seconds", "600"]
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "adapterhub.cli.main", "serve", *flags, "--", "--enforce-eager"],
                 env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "AH_HOME": str(folder / "home")},
@@ -67,7 +62,8 @@ class Served:
     def stream(self, url: str) -> Iterator[Iterator[Any]]:
         """The chunks of an answer of 450 tokens, from its second on."""
         body = {"model": "base", "prompt": "a", "max_tokens": 450, "stream": True, "ignore_eos": True}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60, trust_env=False) as answer:
+        options = {"json": body, "headers": self.headers, "timeout": 60}
+        with httpx.stream("POST", f"{url}/v1/completions", **options) as answer:
             chunks = (json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {"))
             assert next(chunks)["choices"]
             yield chunks
@@ -100,30 +96,56 @@ def serve(base_dir: Path, tmp_path: Path) -> Iterator[Served]:
         served.end()
 
 
-def test_an_engine_that_is_killed_comes_back_and_a_stop_lets_requests_finish(
-    serve: Served, base_dir: Path, adapter_writer: Callable[..., Path], tmp_path: Path
-) -> None:
-    """One server through its life: two starts of the engine are paid for once."""
+@pytest.fixture
+def tenants(tmp_path: Path) -> dict[str, str]:
+    """Their keys; made before the server starts, so that it asks for them."""
+    return soak.prepare(default_url(tmp_path / "home"), scopes={"inference", "admin"})
+
+
+@pytest.fixture
+def keyed(tenants: dict[str, str], base_dir: Path, tmp_path: Path) -> Iterator[Served]:
+    """A server for the soak's tenants, with two versions of an adapter each."""
     registry, base = open_registry((tmp_path / "registry").as_uri()), find_base(str(base_dir))
-    folder = adapter_writer(tmp_path / "adapter", base=base_dir, targets=("o_proj",))
-    registry.publish(draft(folder, base=base), name=AdapterName.parse("acme/support"), author="tests")
-    url = serve.ready()
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
-        assert http.post("/v1/completions", json={"model": "acme/support", "prompt": "a"}).status_code == 200
-        kept = tmp_path / "home" / "cache" / "working-sets"
-        serve.until(lambda: "acme/support@1" in "".join(file.read_text() for file in kept.glob("*.json")))
-        with serve.stream(url) as chunks:
-            core = next(pid for pid in serve.engine() if "EngineCore" in Path(f"/proc/{pid}/cmdline").read_text())
-            os.kill(core, signal.SIGKILL)
-            with pytest.raises((httpx.TransportError, AssertionError)):
-                assert [chunk for chunk in chunks if "error" in chunk] == []
-                raise AssertionError("the stream ended as if it were whole")
+    for number, tenant in enumerate(soak.TENANTS):
+        for version in (1, 2):
+            path = write_adapter(tmp_path / f"{tenant}-{version}", base, seed=10 * number + version)
+            registry.publish(draft(path, base=base), name=AdapterName(tenant, "bot"), author="tests")
+        registry.set_channel(AdapterName(tenant, "bot"), "prod", {1: 100}, who="tests")
+    served = Served(base_dir, tmp_path, key=tenants["acme rough"])
+    try:
+        yield served
+    finally:
+        served.end()
+
+
+def test_the_life_of_a_server(keyed: Served, tenants: dict[str, str], tmp_path: Path) -> None:
+    """Mixed traffic, then a crash, then a stop; one server, because each start of the engine takes half a minute."""
+    url, database = keyed.ready(), default_url(tmp_path / "home")
+    registry = open_registry((tmp_path / "registry").as_uri())
+    place = soak.Place(url, registry, tenants, keyed.engine, lambda: soak.booked(database))
+    report = asyncio.run(soak.Soak(place).run(seconds=20, swap_seconds=3))
+    assert report.problems == []
+    assert report.moves >= 2 and report.statuses[200] > 20 and report.statuses[404] > 0
+    it_comes_back_after_a_crash(keyed, url, tmp_path)
+    a_stop_lets_requests_finish(keyed, url)
+
+
+def it_comes_back_after_a_crash(serve: Served, url: str, folder: Path) -> None:
+    held = set(loaded(serve, url))
+    kept = folder / "home" / "cache" / "working-sets"
+    serve.until(lambda: all(name in "".join(f.read_text() for f in kept.glob("*.json")) for name in held))
+    with serve.stream(url) as chunks:
+        core = next(pid for pid in serve.engine() if "EngineCore" in Path(f"/proc/{pid}/cmdline").read_text())
+        os.kill(core, signal.SIGKILL)
+        with pytest.raises((httpx.TransportError, AssertionError)):
+            assert [chunk for chunk in chunks if "error" in chunk] == []
+            raise AssertionError("the stream ended as if it were whole")
     refusals, resets = [], []
 
     def is_back() -> bool:
         """No connection is refused in between; one that came in the very instant of a change may be reset."""
         try:
-            answer = httpx.post(f"{url}/v1/completions", json={"model": "base", "prompt": "a"}, timeout=60)
+            answer = ask(serve, url)
         except (httpx.ReadError, httpx.RemoteProtocolError) as reset:
             resets.append(reset)
             return False
@@ -134,19 +156,28 @@ def test_an_engine_that_is_killed_comes_back_and_a_stop_lets_requests_finish(
     assert {(a.status_code, a.headers["retry-after"]) for a in refusals[:-1]} == {(503, "5")}
     assert len(resets) <= 2 < len(refusals)
     assert "starting it again in 1 s (1 of 5)" in serve.said
-    held = lambda: httpx.get(f"{url}/adapterhub/loaded", trust_env=False).json()  # noqa: E731
-    serve.until(lambda: [entry["model"] for entry in held()] == ["acme/support@1"])
+    serve.until(lambda: set(loaded(serve, url)) == held)
 
+
+def a_stop_lets_requests_finish(serve: Served, url: str) -> None:
     with serve.stream(url) as chunks:
         serve.process.send_signal(signal.SIGTERM)
-        serve.until(lambda: httpx.get(f"{url}/ready", trust_env=False).status_code == 503)
-        refused = httpx.post(f"{url}/v1/completions", json={"model": "base", "prompt": "a"}, trust_env=False)
+        serve.until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+        refused = ask(serve, url)
         assert refused.status_code == 503
         assert (refused.headers["retry-after"], refused.headers["connection"]) == ("5", "close")
         rest = list(chunks)
     assert rest[-1]["choices"][0]["finish_reason"] == "length", "it was cut off"
     assert serve.process.wait(timeout=60) == 0
     assert serve.engine() == []
+
+
+def ask(serve: Served, url: str) -> httpx.Response:
+    return httpx.post(f"{url}/v1/completions", json={"model": "base", "prompt": "a"}, headers=serve.headers, timeout=60)
+
+
+def loaded(serve: Served, url: str) -> list[str]:
+    return [entry["model"] for entry in httpx.get(f"{url}/adapterhub/loaded", headers=serve.headers).json()]
 
 
 def test_ctrl_c_twice_ends_every_process_at_once(serve: Served) -> None:
