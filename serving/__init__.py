@@ -10,8 +10,9 @@
         client = openai.OpenAI(base_url=server.base_url, api_key="single-user")
         client.chat.completions.create(model="acme/support@prod", messages=[...])
 
-`engine` starts vLLM and stops it. What makes it ours runs inside vLLM's own process, on its extension points, so every
-replica is a whole server and no hop is added:
+`engine` starts vLLM and stops it; `supervisor` starts it again when it ends by itself, with `standin` on its port
+meanwhile; `draining` is a stop that lets requests finish. What makes it ours runs inside vLLM's own process, on its
+extension points, so every replica is a whole server and no hop is added:
 
     request ─► middleware ──► tenancy     which route, which model, what of the body; pure
                    │
@@ -29,6 +30,7 @@ replica is a whole server and no hop is added:
 A version never changes and its folder is named after its digest, so nothing that vLLM caches by name or path is ever
 stale. A channel that moves is loaded first and flipped after; requests under way finish on the old version.
 
-Where next: `tenancy` (the rules), `residency` and `rollout` (the two that keep state), `plugin` (how vLLM finds us),
+Where next: `tenancy` (the rules), `residency` and `rollout` (the two that keep state), `trials` and `scoring` (when a
+candidate goes back by itself), `webhook` (who is told), `plugin` (how vLLM finds us),
 `selftest` (what is proved before the server calls itself ready), `cpu_lora` (vLLM's LoRA product on CPU, put right).
 """
