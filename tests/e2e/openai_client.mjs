@@ -22,6 +22,7 @@ assert.equal(usage.total_tokens, whole.usage.total_tokens);
 const parameters = { type: "object", properties: { city: { type: "string", enum: ["Paris", "Rome"] } }, required: ["city"], additionalProperties: false };
 const called = await client.chat.completions.create({
   ...options,
+  model: "base",
   max_tokens: 60,
   tools: [{ type: "function", function: { name: "get_weather", strict: true, parameters } }],
   tool_choice: { type: "function", function: { name: "get_weather" } },
