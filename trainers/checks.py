@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,15 @@ def lora_parameters(base: BaseModel, config: TrainConfig) -> int:
                 hint="use lora_target_linear: true",
             )
         layers = {k: v for k, v in layers.items() if any(k == t or k.endswith("." + t) for t in targets)}
+    elif targets != "all-linear":
+        found = {k: v for k, v in layers.items() if re.fullmatch(targets, k)}
+        if layers and not found:
+            raise ConfigError(
+                f"lora_target_modules: no layer of the base {base.name} matches {targets!a}",
+                why=f"a layer's whole name is matched, like {next(iter(layers))}",
+                hint="use lora_target_linear: true, or a list of names",
+            )
+        layers = found
     if config.peft_layers_to_transform is not None:
         chosen = {str(i) for i in config.peft_layers_to_transform}
         layers = {k: v for k, v in layers.items() if _layer(k) in chosen}

@@ -127,6 +127,8 @@ def test_unknown_keys_can_be_noted_instead() -> None:
         ("optimizer: muon", "one of adamw_torch"),
         ("adapter: dora", "one of lora, qlora"),
         ("lora_target_modules: []", "a list of names"),
+        ("lora_target_modules: q_proj, v_proj", "a list: [q_proj, v_proj]"),
+        ("lora_target_modules: '*_proj'", "a regular expression"),
         ("test_datasets: eval.jsonl", "a list like"),
         ("adapterhub: acme/support", "lines like"),
         ("adapterhub: {labels: [a]}", "lines like"),

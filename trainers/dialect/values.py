@@ -163,6 +163,20 @@ def texts(value: Any) -> tuple[str, ...] | str:
     return tuple(value)
 
 
+@reads(anyOf=[_TEXT, _TEXTS])
+def targets(value: Any) -> tuple[str, ...] | str:
+    """Names of layers, or one regular expression; ``q_proj, v_proj`` in one text is neither."""
+    found: tuple[str, ...] | str = texts(value)
+    if isinstance(found, str):
+        if "," in found and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", found):
+            raise ValueError("expects a list: [" + ", ".join(re.split(r"\s*,\s*", found)) + "]")
+        try:
+            re.compile(found)
+        except re.error as error:
+            raise ValueError(f"expects a list of names, or a regular expression: {error}") from error
+    return found
+
+
 @reads(type="object", additionalProperties={"type": ["string", "number", "boolean"]})
 def names(value: Any) -> dict[str, str]:
     """Text to text; numbers and truth values are taken as they are spelt."""
