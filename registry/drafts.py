@@ -7,7 +7,7 @@ Of the directory these are published, and nothing else: never a pickle, never a 
 
     adapter_config.json             without secrets and absolute paths
     adapter_model.safetensors       read once: hashed, and judged beside it
-    chat_template.jinja, training.yml, the tokenizer's files, README.md        where they are
+    chat_template.jinja, generation_config.json, training.yml, the tokenizer's files, README.md
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ BESIDE = (  # published where they are
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+    "generation_config.json",
     runrecord.TRAINING,
     "README.md",
 )

@@ -155,7 +155,7 @@ class TenancyMiddleware:
             guess = lengths.guess(body, route.path, prompt=prompt, answers=sequences(body))
             await _reserve(flight, replica.quota, caller, guess, until_the_last_byte)
         flight.lap("admit")
-        flight.model, template, added = BASE_NAME, None, [(b"x-adapterhub-version", BASE_NAME.encode())]
+        flight.model, manner, added = BASE_NAME, tenancy.Manner(), [(b"x-adapterhub-version", BASE_NAME.encode())]
         sample = None
         if ref is not None:
             deployment = await find_deployment(replica, ref)
@@ -174,10 +174,10 @@ class TenancyMiddleware:
         if ref is not None:
             until_the_last_byte.callback(await replica.residency.hold(version.record))
             flight.lap("lease")
-            template = replica.versions.chat_template(version.record)
+            manner = replica.versions.manner(version.record)
             added = _version_headers(version)
         added += await replica.quota.headers(caller)
-        sent = tenancy.rewrite(body, route=route, caller=caller, model=flight.model, chat_template=template)
+        sent = tenancy.rewrite(body, route=route, caller=caller, model=flight.model, manner=manner)
         raw = json.dumps(sent).encode()
         clean.append((b"content-length", str(len(raw)).encode()))
         flight.generates = route.fills_cache

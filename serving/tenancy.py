@@ -37,17 +37,28 @@ class Route:
     path: str
     kind: Kind
     scope: Scope | None = "inference"  # that a key needs here; None: any
+    takes_ends: bool = False  # whether the engine reads `stop_token_ids` from the body
     takes_template: bool = False  # whether the engine reads `chat_template` from the body, and not from its kwargs
     renders_chat: bool = False  # whether the engine applies a chat template at all
     fills_cache: bool = False  # whether the prompt goes through the engine's prefix cache
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How a version is spoken with, where that differs from its base."""
+
+    chat_template: str | None = None
+    ends: tuple[int, ...] = ()  # ids of tokens at which it stops, besides those of the base
+
+
+_AS_ITS_BASE = Manner()
+
 _ROUTES = {
     ("POST", b"/v1/chat/completions"): Route(
-        "/v1/chat/completions", "model", takes_template=True, renders_chat=True, fills_cache=True
+        "/v1/chat/completions", "model", takes_ends=True, takes_template=True, renders_chat=True, fills_cache=True
     ),
-    ("POST", b"/v1/completions"): Route("/v1/completions", "model", fills_cache=True),
-    ("POST", b"/v1/responses"): Route("/v1/responses", "model", renders_chat=True, fills_cache=True),
+    ("POST", b"/v1/completions"): Route("/v1/completions", "model", takes_ends=True, fills_cache=True),
+    ("POST", b"/v1/responses"): Route("/v1/responses", "model", takes_ends=True, renders_chat=True, fills_cache=True),
     ("POST", b"/v1/messages"): Route("/v1/messages", "model", renders_chat=True, fills_cache=True),
     ("POST", b"/v1/messages/count_tokens"): Route("/v1/messages/count_tokens", "model", renders_chat=True),
     ("POST", b"/v1/embeddings"): Route("/v1/embeddings", "model", fills_cache=True),
@@ -196,12 +207,13 @@ def check_body(body: Mapping[str, Any]) -> None:
 
 
 def rewrite(
-    body: Mapping[str, Any], *, route: Route, caller: Caller, model: str, chat_template: str | None = None
+    body: Mapping[str, Any], *, route: Route, caller: Caller, model: str, manner: Manner = _AS_ITS_BASE
 ) -> dict[str, Any]:
     """The body that the engine sees, of one that `check_body` passed.
 
-    ``model`` is the immutable name; ``chat_template`` the adapter's own where it differs from the base's.
+    ``model`` is the immutable name; ``manner`` the adapter's own template and ends where they differ from the base's.
     """
+    chat_template = manner.chat_template
     clean = {k: v for k, v in body.items() if k not in _REFUSED and k != "cache_salt"} | {"model": model}
     if route.fills_cache:
         clean["cache_salt"] = caller.salt(body.get("cache_salt"))
@@ -210,6 +222,8 @@ def rewrite(
     elif chat_template is not None and route.renders_chat and isinstance(kwargs := _kwargs(body), dict):
         # vLLM takes it from there as long as the server has none of its own: `--chat-template` is refused
         clean["chat_template_kwargs"] = kwargs | {"chat_template": chat_template}
+    if manner.ends and route.takes_ends and isinstance(given := body.get("stop_token_ids") or [], list):
+        clean["stop_token_ids"] = [*given, *(i for i in manner.ends if i not in given)]
     return clean
 
 

@@ -16,10 +16,12 @@ from adapterhub.errors import AdapterError, AdapterHubError, BaseMismatch, NotFo
 from adapterhub.manifest import BaseFingerprint, Record
 from adapterhub.registry.cache import Cache
 from adapterhub.serving.arguments import RANKS
+from adapterhub.serving.tenancy import Manner
 
 log = logging.getLogger(__name__)
 
 TEMPLATE = "chat_template.jinja"
+GENERATION = "generation_config.json"
 
 
 def unfit(record: Record, *, base: BaseFingerprint, max_lora_rank: int) -> AdapterHubError | None:
@@ -49,7 +51,7 @@ class Versions:
         self._base = base
         self._max_lora_rank = max_lora_rank
         self._base_template = read_base_template(base.path)
-        self._templates: dict[str, str | None] = {}  # by digest: a folder may be deleted while its adapter serves
+        self._manners: dict[str, Manner] = {}  # by digest: a folder may be deleted while its adapter serves
 
     def unfit(self, record: Record) -> AdapterHubError | None:
         return unfit(record, base=self._base.fingerprint, max_lora_rank=self._max_lora_rank)
@@ -81,12 +83,12 @@ class Versions:
             raise BaseMismatch(f"{record.ref} does not fit this base", why=error.why) from error
         except (NotFound, AdapterError) as error:  # lost by the registry, or deleted here a moment ago
             raise StorageError(f"the files of {record.ref} cannot be read", why=str(error)) from error
-        self._templates[record.digest] = self._own_template(record, path)
+        self._manners[record.digest] = Manner(self._own_template(record, path), _own_ends(record, path))
         return path
 
-    def chat_template(self, record: Record) -> str | None:
+    def manner(self, record: Record) -> Manner:
         """Of a version that was fetched before, without touching its files."""
-        return self._templates[record.digest]
+        return self._manners[record.digest]
 
     def _own_template(self, record: Record, path: Path) -> str | None:
         if not any(f.path == TEMPLATE for f in record.manifest.files):
@@ -96,6 +98,18 @@ class Versions:
         except OSError as error:
             raise StorageError(f"the chat template of {record.ref} cannot be read", why=str(error)) from error
         return None if template == self._base_template else template
+
+
+def _own_ends(record: Record, path: Path) -> tuple[int, ...]:
+    """A base may have been taught an end of turn at which it does not stop by itself."""
+    if not any(f.path == GENERATION for f in record.manifest.files):
+        return ()
+    try:
+        found = json.loads((path / GENERATION).read_bytes()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise StorageError(f"{GENERATION} of {record.ref} cannot be read", why=str(error)) from error
+    ids = found if isinstance(found, list) else [found]
+    return tuple(i for i in ids if type(i) is int and i >= 0)
 
 
 def read_base_template(path: Path) -> str:

@@ -11,6 +11,7 @@ from adapterhub.peftdir import CONFIG, WEIGHTS
 from adapterhub.runrecord import ADAPTER
 from adapterhub.trainers.conversion import save_converted
 from adapterhub.trainers.dialect.rules import changes_the_base
+from adapterhub.trainers.ends import GENERATION, generation_config
 from adapterhub.trainers.prepare import Prepared
 
 
@@ -32,6 +33,10 @@ def save_adapter(model: Any, folder: Path, prepared: Prepared) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if prepared.template is not None:
         (unfinished / "chat_template.jinja").write_text(prepared.template, encoding="utf-8")
+    if prepared.end is not None:
+        number = prepared.tokenizer.convert_tokens_to_ids(prepared.end)
+        text = json.dumps(generation_config(prepared.base, number), indent=2) + "\n"
+        (unfinished / GENERATION).write_text(text, encoding="utf-8")
     (unfinished / WEIGHTS).chmod(0o644)  # safetensors writes for its owner only
     shutil.rmtree(final, ignore_errors=True)
     unfinished.rename(final)

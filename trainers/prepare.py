@@ -17,6 +17,7 @@ from adapterhub.trainers.compared import judged, pairs
 from adapterhub.trainers.config import DataSource, Method, TrainConfig
 from adapterhub.trainers.data import DataFile, Judged, Pair, Preference, Row, read_source, with_system
 from adapterhub.trainers.deepspeed import read_deepspeed
+from adapterhub.trainers.ends import taught_end
 from adapterhub.trainers.labels import Example, Labeler
 from adapterhub.trainers.room import room, too_little
 from adapterhub.trainers.start import FindVersion, Start, continued, find_start
@@ -60,6 +61,7 @@ class Prepared:
     lora_parameters: int
     advice: tuple[str, ...]
     start: Start | None = None  # the adapter that it goes on from
+    end: str | None = None  # a token that ends answers, where serving would not stop at it by itself
 
 
 def prepare(
@@ -128,8 +130,10 @@ def prepare(
     longest = max(len(example.input_ids) for example in train.examples)
     as_seen = config if config.sample_packing else replace(config, sequence_len=longest)
     shortage = too_little(as_seen, base.config, room())
-    advice = (*checks.advise(config, facts), *([shortage] if shortage else []))
-    return Prepared(config, base, tokenizer, template, train, evaluation, parameters, advice, start)
+    end = taught_end(base, config, labeler)
+    never = f"an answer ends with {end}, where the base does not stop by itself: the adapter says so to ah serve"
+    advice = (*checks.advise(config, facts), *([shortage] if shortage else []), *([never] if end else []))
+    return Prepared(config, base, tokenizer, template, train, evaluation, parameters, advice, start, end)
 
 
 def _read(

@@ -62,6 +62,14 @@ def generation_ends(base: BaseModel) -> list[int]:
     return ids
 
 
+def served_end(base: BaseModel, config: TrainConfig, tokenizer: Any) -> int | None:
+    """Id of the end of sequence of the tokenizer that serving has: the base's own."""
+    changed = config.tokenizer_config or "eos_token" in config.special_tokens
+    plain = _read(str(base.path), f"the base {base.name}", config) if changed else tokenizer
+    found: int | None = plain.eos_token_id
+    return found
+
+
 def template_of(config: TrainConfig, tokenizer: Any, beside: Path | None) -> str | None:
     """The text of the chat template; None where the tokenizer has none and none is named.
 

@@ -188,6 +188,15 @@ class TestTheWayIn:
         await client.post("/v1/messages", json={"model": "acme/own", "messages": HELLO})
         assert inner.seen[-1]["chat_template_kwargs"] == {"chat_template": "{{ messages[0].content }}"}
 
+    async def test_an_adapters_own_end_stops_it(
+        self, client: httpx.AsyncClient, inner: Inner, publish: Publish
+    ) -> None:
+        publish("acme/ends", files={"generation_config.json": '{"eos_token_id": [258, 259]}'})
+        publish("acme/broken", files={"generation_config.json": "{"})
+        await chat(client, "acme/ends")
+        assert inner.seen[-1]["stop_token_ids"] == [258, 259]
+        assert (await chat(client, "acme/broken")).status_code == 503
+
 
 class TestTrial:
     @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from adapterhub.errors import InvalidName, NotFound, UsageError
 from adapterhub.refs import AdapterRef
 from adapterhub.serving import tenancy
 from adapterhub.serving.callers import SINGLE_USER, Caller
+from adapterhub.serving.tenancy import Manner
 
 CHAT = tenancy.find_route("POST", b"/v1/chat/completions", "/v1/chat/completions")
 MESSAGES = tenancy.find_route("POST", b"/v1/messages", "/v1/messages")
@@ -210,10 +211,18 @@ class TestBody:
         with pytest.raises(UsageError):
             rewrite({"cache_salt": 3})
 
+    def test_an_adapters_own_ends_are_added_to_the_callers(self) -> None:
+        manner = Manner(ends=(7, 9))
+        assert rewrite({}, manner=manner)["stop_token_ids"] == [7, 9]
+        assert rewrite({"stop_token_ids": [9, 3]}, manner=manner)["stop_token_ids"] == [9, 3, 7]
+        assert rewrite({"stop_token_ids": "x"}, manner=manner)["stop_token_ids"] == "x"  # the engine says what is wrong
+        assert "stop_token_ids" not in rewrite({}, route=TOKENIZE, manner=manner)
+        assert "stop_token_ids" not in rewrite({})
+
     def test_an_adapters_own_template_goes_with_the_request(self) -> None:
         for route in (CHAT, TOKENIZE):
-            assert rewrite({}, route=route, chat_template="{{ x }}")["chat_template"] == "{{ x }}"
-        sent = rewrite({"chat_template_kwargs": {"a": 1}}, route=MESSAGES, chat_template="{{ x }}")
+            assert rewrite({}, route=route, manner=Manner("{{ x }}"))["chat_template"] == "{{ x }}"
+        sent = rewrite({"chat_template_kwargs": {"a": 1}}, route=MESSAGES, manner=Manner("{{ x }}"))
         assert sent["chat_template_kwargs"] == {"a": 1, "chat_template": "{{ x }}"}
         assert "chat_template" not in sent, "the engine does not look there on this route"
         assert not rewrite({}, route=MESSAGES).keys() & {"chat_template", "chat_template_kwargs"}

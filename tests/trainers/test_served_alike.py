@@ -109,3 +109,25 @@ def test_rows_that_are_there_already_are_left_out_where_asked(
         rows=rows, datasets=[{"path": "train.jsonl"}, {"path": "train.jsonl"}], dataset_exact_deduplication=True
     )
     assert len(twice.train.examples) == 3
+
+
+@pytest.mark.slow
+def test_an_end_that_the_base_does_not_stop_at_goes_with_the_adapter(
+    ah: Callable[..., Any], write_config: Writer, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in tiny_base.iterdir():
+        if file.name != "tokenizer_config.json":
+            (base / file.name).symlink_to(file)
+    settings = json.loads((tiny_base / "tokenizer_config.json").read_text()) | {"eos_token": "<|unused|>"}
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").unlink()
+    (base / "config.json").write_text(json.dumps(config | {"eos_token_id": config["vocab_size"] - 4}))
+    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.5, "eos_token_id": 256}))
+    done = ah("train", write_config(base_model=str(base), max_steps=1))
+    assert done.code == 0, done.err
+    assert "an answer ends with <|im_end|>, where the base does not stop by itself" in done.err
+    kept = json.loads((tmp_path / "run/adapter/generation_config.json").read_text())
+    assert kept == {"temperature": 0.5, "eos_token_id": [256, 259]}
