@@ -105,6 +105,7 @@ def export_gguf(
             why=f"it was trained with a vocabulary of {plan.config['vocab_size']} tokens, another than the base's",
             hint="export the model to a folder, and convert that with llama.cpp's convert_hf_to_gguf.py",
         )
+    arch = replace(arch, config={**base.config, **plan.config})  # a head that is no longer the embedding
     words = None if lora else vocabulary(choose(base.path, adapter), base.config)
     if lora:
         _check_lora(plan)
@@ -210,6 +211,8 @@ def _check_lora(plan: Plan) -> None:
     why = verdict.reason if verdict.answer == "no" else ""
     if plan.adapter.others:
         why = f"{plan.adapter.others[0].name} is no LoRA factor, and a GGUF LoRA holds nothing else"
+    if plan.config.get("tie_word_embeddings") is False:
+        why = "head and embedding are one in the base, and two with it"
     if why:
         raise Unsupported(
             f"{plan.adapter.path} cannot be written as GGUF LoRA", why=why, hint="--format gguf writes the merged model"

@@ -303,3 +303,25 @@ def test_llama_cpp_says_the_same(base_dir: Path, adapter_writer: Any, ah: Any, t
     assert say("model") == wanted
     assert say("base", "lora") == wanted
     assert say("base") != wanted
+
+
+def test_a_head_that_is_no_longer_the_embedding(
+    base_factory: Any, adapter_factory: Any, ah: Any, tmp_path: Path
+) -> None:
+    """LoRA on a tied head leaves the embedding: the file must hold both."""
+    base, adapter = base_factory(tied=True), adapter_factory(targets=["q_proj"])
+    file = adapter / "adapter_model.safetensors"
+    head = {"A": torch.randn(4, 64) * 0.1, "B": torch.randn(260, 4) * 0.1}
+    factors = {f"base_model.model.lm_head.lora_{half}.weight": factor for half, factor in head.items()}
+    save_file(load_file(file) | factors, file)
+    configure(adapter, "adapter_config.json", target_modules=["q_proj", "lm_head"])
+    words = ("export", adapter, "--base", base.path)
+    assert ah(*words, "--to", tmp_path / "m", "--dtype", "float32").code == 0
+    ran = ah(*words, "--to", tmp_path / "m.gguf", "--format", "gguf", "--gguf-type", "f32")
+    assert ran.code == 0, ran.err
+    merged, (_, values, _) = load_file(tmp_path / "m" / "model.safetensors"), read(tmp_path / "m.gguf")
+    assert np.array_equal(values["output.weight"], merged["lm_head.weight"].numpy())
+    assert np.array_equal(values["token_embd.weight"], merged["model.embed_tokens.weight"].numpy())
+    ran = ah(*words, "--to", tmp_path / "lora.gguf", "--format", "gguf-lora")
+    assert ran.code == 2
+    assert "--format gguf" in ran.err
