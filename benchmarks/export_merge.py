@@ -4,9 +4,11 @@ All sides start from the same folders, with torch (and PEFT, mergekit) already i
 Ours is timed until the model is durable (fsync of every file and folder) under its final name; PEFT's load + merge +
 save and mergekit's run are timed as they are, without any sync. The certificate is timed apart. Medians; memory is the
 peak above the interpreter with torch imported. mergekit has a virtual environment of its own, made here: it merges a
-LoRA by loading the whole model through PEFT into a cache folder, and then copies that.
+LoRA by loading the whole model through PEFT into a cache folder, and then copies that. Where it cannot be installed or
+fails, its rows say why, and the others stand.
 
     python benchmarks/export_merge.py [--rounds 5] [--peft-rounds 3] [--no-mergekit]
+    python benchmarks/export_merge.py --small --rounds 1        # 0.4 GB: whether everything runs
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine
-from models import ATTENTION, LLAMA_1B, peak_memory, warm, write_adapter, write_base
+from models import ATTENTION, LLAMA_1B, SMALL, peak_memory, warm, write_adapter, write_base
 
-BENCH = Path(__file__).resolve().parents[1] / ".bench" / "export_merge"
+SIZE = LLAMA_1B if "--small" not in sys.argv else SMALL
+BENCH = Path(__file__).resolve().parents[1] / ".bench" / ("export_merge" if SIZE is LLAMA_1B else "export_merge_small")
 BASE, OUT, MERGEKIT = BENCH / "base", BENCH / "out", BENCH / "mergekit"
 ADAPTERS = {"linear": BENCH / "adapter", "attention": BENCH / "adapter-attention"}
-SAMPLED = [f"model.layers.{layer}.{part}" for layer in (0, 21) for part in ("self_attn.q_proj", "mlp.up_proj")]
+SAMPLED = [
+    f"model.layers.{layer}.{part}" for layer in (0, SIZE.layers - 1) for part in ("self_attn.q_proj", "mlp.up_proj")
+]
 
 Run = dict[str, Any]
 
@@ -39,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peft-rounds", type=int, default=3, help="PEFT's way is slow and steady; mergekit runs once")
     parser.add_argument("--no-mergekit", action="store_true")
+    parser.add_argument("--small", action="store_true", help="a model of 0.4 GB: its figures say little")
     parser.add_argument("--keep", action="store_true", help="do not delete the models afterwards")
     parser.add_argument("--side", choices=["linear", "attention", "peft", "mergekit"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -46,9 +52,9 @@ def main() -> None:
         sides = {"peft": run_peft, "mergekit": run_mergekit}
         print(json.dumps(sides[arguments.side]() if arguments.side in sides else run_ours(arguments.side)))
         return
-    write_base(BASE, LLAMA_1B, shards=5)
-    write_adapter(ADAPTERS["linear"], LLAMA_1B)
-    write_adapter(ADAPTERS["attention"], LLAMA_1B, targets=ATTENTION)
+    write_base(BASE, SIZE, shards=5)
+    write_adapter(ADAPTERS["linear"], SIZE)
+    write_adapter(ADAPTERS["attention"], SIZE, targets=ATTENTION)
     ours, attention, peft, copies = [], [], [], []
     for i in range(arguments.rounds):
         copies.append(copy_and_sync())
@@ -56,13 +62,13 @@ def main() -> None:
         attention.append(in_own_process("attention"))
         if i < arguments.peft_rounds:
             peft.append(in_own_process("peft"))
-    mergekit = None if arguments.no_mergekit else in_own_process("mergekit", python=mergekit_python())
+    mergekit = "--no-mergekit" if arguments.no_mergekit else with_mergekit()
     if not arguments.keep:
         shutil.rmtree(BENCH)
     report(ours, attention, peft, copies, mergekit)
 
 
-def report(ours: list[Run], attention: list[Run], peft: list[Run], copies: list[float], mergekit: Run | None) -> None:
+def report(ours: list[Run], attention: list[Run], peft: list[Run], copies: list[float], mergekit: Run | str) -> None:
     seconds, slow, copied = median(ours), median(peft), statistics.median(copies)
     narrow = median(attention)
     memory = max(run["memory_mb"] for run in (*ours, *attention))
@@ -87,13 +93,20 @@ def report(ours: list[Run], attention: list[Run], peft: list[Run], copies: list[
         row("export: weights that are not the nearest, PEFT's", *errors(ours, peft), "share"),
         row("export: time of the certificate, PEFT's load + merge + save", certificate, slow, "s"),
     ]
-    if mergekit:
+    if isinstance(mergekit, str):
+        rows.append({"name": f"export: mergekit was not measured ({mergekit})", "machine": machine()})
+    else:
         rows += [
             row("export: time, mergekit's", seconds, mergekit["seconds"], "s"),
             row("export: peak memory above torch, mergekit's", memory, mergekit["memory_mb"], "MB"),
             row("export: weights that are not the nearest, mergekit's", *errors(ours, [mergekit]), "share"),
         ]
-    told = {"ours": ours, "attention": attention, "PEFT": peft, "mergekit": [mergekit] if mergekit else []}
+    told = {
+        "ours": ours,
+        "attention": attention,
+        "PEFT": peft,
+        "mergekit": [] if isinstance(mergekit, str) else [mergekit],
+    }
     print({side: [round(run["seconds"], 2) for run in runs] for side, runs in told.items()}, file=sys.stderr)
     print("cp + sync", [round(c, 2) for c in copies], file=sys.stderr)
     print(json.dumps({"rows": rows}, ensure_ascii=False))
@@ -117,7 +130,8 @@ def in_own_process(side: str, python: str = sys.executable) -> Run:
     shutil.rmtree(OUT, ignore_errors=True)
     os.sync()  # what the side before left to the disk is not this side's
     warm(BASE)
-    done = subprocess.run([python, __file__, "--side", side], check=True, stdout=subprocess.PIPE)
+    command = [python, __file__, "--side", side, *(["--small"] if SIZE is SMALL else [])]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     result: Run = json.loads(done.stdout.splitlines()[-1])
     adapter = ADAPTERS["attention" if side == "attention" else "linear"]
     return result | {"not_nearest": not_nearest(adapter)}
@@ -185,6 +199,15 @@ def run_mergekit() -> Run:
     seconds = time.perf_counter() - start
     shutil.rmtree(cache)
     return {"seconds": seconds, "memory_mb": (peak_memory() - before) / 1e6}
+
+
+def with_mergekit() -> Run | str:
+    """One run, or why there is none."""
+    try:
+        return in_own_process("mergekit", python=mergekit_python())
+    except (subprocess.CalledProcessError, OSError, KeyError) as error:
+        shutil.rmtree(MERGEKIT, ignore_errors=True)
+        return f"it cannot be installed here, or fails: {error!r:.200}"
 
 
 def mergekit_python() -> str:
