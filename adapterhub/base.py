@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from adapterhub import peftdir
+from adapterhub import names, peftdir
 from adapterhub.errors import AdapterError, BaseMismatch, NotFound, StorageError
 from adapterhub.manifest import BaseFingerprint, canonical_json
 
@@ -77,9 +77,27 @@ class BaseModel:
         return tuple(sorted(self.path.glob("*.safetensors")))
 
     def weight_of(self, module: str) -> peftdir.Tensor | None:
-        """The tensor that holds a module's weight: ``model.layers.0.mlp.up_proj`` → its header entry."""
-        entry = self.tensors.get(f"{module}.weight")
-        return entry[1] if entry else None
+        """The tensor that holds a module's weight: ``model.layers.0.mlp.up_proj`` → its header entry.
+
+        A tied head's is the embedding's. Of an architecture that `names` does not know, names are taken as they are.
+        """
+        line = self._names
+        if line and module == line.head and names.tied(self.config):
+            module = line.embedding
+        for name in line.stored(module) if line else (module,):
+            if f"{name}.weight" in self.tensors:
+                return self.tensors[f"{name}.weight"][1]
+        return None
+
+    @property
+    def _names(self) -> names.Architecture | None:
+        return names.ARCHITECTURES.get(str(self.config.get("model_type")))
+
+    def _holds_experts(self, module: str) -> bool:
+        """Whether it is a module of fused experts that this base has; the plan of an export looks at their shapes."""
+        match = names.FUSED.fullmatch(module)
+        found = self._names.expert_tensors(match["module"]) if match and self._names else ()
+        return any(name in self.tensors for name in found)
 
     @cached_property
     def fingerprint(self) -> BaseFingerprint:
@@ -132,6 +150,8 @@ class BaseModel:
         """Every factor must fit a weight of this base, or it would load and change nothing. Raises BaseMismatch."""
         for factor in adapter.factors:
             weight = self.weight_of(factor.module)
+            if weight is None and self._holds_experts(factor.module):
+                continue
             if weight is None:
                 raise BaseMismatch(
                     f"{adapter.path} does not match the base {self.name}",

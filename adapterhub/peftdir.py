@@ -231,6 +231,8 @@ def _serve_reason(adapter: PeftDir) -> str:
         return "LoRA on embeddings is not served"
     if adapter.config.get("trainable_token_indices"):
         return "trainable tokens are not served"
+    if adapter.config.get("target_parameters"):
+        return "LoRA on parameters (fused experts) is not served"
     return ""
 
 

@@ -85,6 +85,43 @@ def test_an_adapter_must_fit_the_bases_modules(adapter_factory: Factory, tiny_ba
         base.check_factors(peftdir.read(foreign))
 
 
+@pytest.mark.parametrize(
+    ("config", "stored", "shape", "module"),
+    [
+        ({"model_type": "gpt2"}, "h.0.attn.c_attn.weight", (8, 24), "transformer.h.0.attn.c_attn"),
+        ({"model_type": "gpt_neox"}, "embed_out.weight", (24, 8), "lm_head"),
+        ({"model_type": "llama", "tie_word_embeddings": True}, "model.embed_tokens.weight", (24, 8), "lm_head"),
+        ({"model_type": "mixtral"}, "model.layers.0.block_sparse_moe.gate.weight", (24, 8), "model.layers.0.mlp.gate"),
+        (
+            {"model_type": "mixtral"},
+            "model.layers.0.block_sparse_moe.experts.0.w1.weight",
+            (12, 8),
+            "model.layers.0.mlp.experts.base_layer",
+        ),
+        ({"model_type": "gpt_oss"}, "model.layers.0.mlp.experts.down_proj", (3, 8, 24), "model.layers.0.mlp.experts"),
+        ({"model_type": "not_in_the_table"}, "a.b.weight", (24, 8), "a.b"),
+    ],
+)
+def test_modules_are_found_by_the_names_of_a_checkpoint(
+    config: dict[str, object], stored: str, shape: tuple[int, ...], module: str, tmp_path: Path
+) -> None:
+    """What can be exported can be published: an adapter names modules as they are in memory."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    (base / "config.json").write_text(json.dumps(config))
+    save_file({stored: np.zeros(shape, "f4")}, base / "model.safetensors")
+    (adapter / peftdir.CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2}))
+    for name in (module, f"{module}.7"):
+        key = f"base_model.model.{name}"
+        factors = {f"{key}.lora_A.weight": np.zeros((2, 8), "f4"), f"{key}.lora_B.weight": np.zeros((24, 2), "f4")}
+        save_file(factors, adapter / peftdir.WEIGHTS)
+        if name == module:
+            find_base(str(base)).check_factors(peftdir.read(adapter))
+    with pytest.raises(BaseMismatch, match="no weight for"):
+        find_base(str(base)).check_factors(peftdir.read(adapter))
+
+
 @pytest.mark.parametrize("name", ["nowhere", "", "/nowhere/at/all", "../x", "a b/c"])
 def test_a_base_that_is_not_there_is_not_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

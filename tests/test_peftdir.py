@@ -73,6 +73,8 @@ def test_patterns_mean_what_peft_means_by_them(key: str, module: str) -> None:
         ({"lora_bias": True}, "lora_bias"),
         ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
         ({"use_qalora": True}, "QALoRA"),
+        ({"trainable_token_indices": [1]}, "trainable tokens"),
+        ({"target_parameters": ["experts.down_proj"]}, "fused experts"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "replication"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({"init_lora_weights": "olora"}, "olora"),

@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from adapterhub import names
 from adapterhub.base import BaseModel
 from adapterhub.errors import BaseMismatch, Unsupported
-from adapterhub.export import names
 from adapterhub.export.ends import Change, Changes, Ends, Saved, find_ends, settle
 from adapterhub.export.experts import find_experts
 from adapterhub.export.layout import DTYPES, WIDTH, Delta, Tokens

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adapterhub import peftdir
+from adapterhub import names, peftdir
 from adapterhub.base import BaseModel
 from adapterhub.errors import Unsupported
-from adapterhub.export import names
 from adapterhub.export.files import read_at
 from adapterhub.export.layout import Delta, Tokens
 from adapterhub.export.packing import Stored

@@ -17,14 +17,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from adapterhub import names
 from adapterhub.base import BaseModel
-from adapterhub.export import names
 from adapterhub.export.layout import Delta, Share
 from adapterhub.export.packing import Stored
 from adapterhub.export.refusals import cannot, lacks, mismatch
-from adapterhub.peftdir import Factor, PeftDir, is_parameter, scale_of
+from adapterhub.peftdir import Factor, PeftDir, is_parameter, pattern_value, scale_of
 
-_WRAPPED = re.compile(r"(?P<module>.+\.experts)(?P<inside>(?:\.base_layer)*)")
 _LAYOUT = (0, 19)  # PEFT's version from which on the layout is the one above
 
 
@@ -35,7 +34,7 @@ def find_experts(
 
     Raises BaseMismatch, Unsupported.
     """
-    match = _WRAPPED.fullmatch(factor.module)
+    match = names.FUSED.fullmatch(factor.module)
     architecture = names.architecture(base.config)
     if match is None or architecture.experts is None:
         return None
@@ -113,13 +112,15 @@ class _Stack:
             raise cannot(self.adapter, why)
 
     def _of(self, experts: int) -> Factor:
-        """The factor with the rank and the scale of one expert."""
-        rank, rest = divmod(self.factor.rank, experts)
-        if rest:
+        """The factor with the rank and the scale of one expert; an expert that the checkpoint lacks shows here."""
+        config, rows = self.adapter.config, self.factor.rank
+        rank = int(pattern_value(config.get("rank_pattern") or {}, self.factor.module, config.get("r", 8)))
+        if rank * experts != rows:
             raise cannot(
-                self.adapter, f"{self.factor.module} has {experts} experts, and {self.factor.rank} rows of A for them"
+                self.adapter,
+                f"{self.factor.module} has {experts} experts of rank {rank}, and {rows} rows of A for them",
             )
-        return replace(self.factor, rank=rank, scale=scale_of(self.adapter.config, self.factor.module, rank))
+        return replace(self.factor, rank=rank, scale=scale_of(config, self.factor.module, rank))
 
 
 def _version(adapter: PeftDir) -> tuple[int, ...]:

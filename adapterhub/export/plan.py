@@ -21,13 +21,13 @@ from adapterhub.errors import AlreadyExists, MissingDependency, StorageError, Un
 from adapterhub.export.changes import find_changes
 from adapterhub.export.ends import Change, Changes
 from adapterhub.export.layout import BLOCK, DTYPES, WIDTH, FilePlan, Operation, lay_out, spread
-from adapterhub.export.names import architecture
 from adapterhub.export.packing import Stored, check_quantisation, stored
 from adapterhub.export.parallel import workers
 from adapterhub.export.quantisable import choose_scheme, ignored, is_linear
 from adapterhub.export.schemes import Scheme
 from adapterhub.export.staging import left_behind
 from adapterhub.manifest import BaseFingerprint
+from adapterhub.names import architecture
 from adapterhub.peftdir import Factor, PeftDir
 
 PRECISIONS = ("original", "dequantized")

@@ -138,10 +138,18 @@ def _factors(adapter: Path, a: tuple[int, int], b: tuple[int, int]) -> None:
     )
 
 
-def _lose_a_tensor(base: Path, _: Path) -> None:
-    weights = load_file(base / "model.safetensors")
-    del weights[f"{MODULE}.0.down_proj.weight"]
-    save_file(weights, base / "model.safetensors")
+def _lose(expert: int) -> Any:
+    def change(base: Path, _: Path) -> None:
+        weights = load_file(base / "model.safetensors")
+        del weights[f"{MODULE}.{expert}.down_proj.weight"]
+        save_file(weights, base / "model.safetensors")
+
+    return change
+
+
+def _another_rank(base: Path, adapter: Path) -> None:
+    """Six rows of A would do for two experts of rank three."""
+    _lose(2)(base, adapter)
 
 
 REFUSED: dict[str, tuple[Any, type[AdapterHubError], str]] = {
@@ -154,7 +162,9 @@ REFUSED: dict[str, tuple[Any, type[AdapterHubError], str]] = {
     "sides of an old PEFT": (_swap, Unsupported, "PEFT before 0.19"),
     "square, of an old PEFT": (_square, Unsupported, "PEFT before 0.19"),
     "rows left over": (_rows_left_over, Unsupported, "7 rows of A"),
-    "an expert is missing": (_lose_a_tensor, BaseMismatch, "no down_proj for"),
+    "all experts are missing": (_lose(0), BaseMismatch, "no down_proj for"),
+    "an expert is missing": (_lose(1), Unsupported, "1 experts of rank 2, and 6 rows of A"),
+    "one is missing, and it would fit": (_another_rank, Unsupported, "2 experts of rank 2, and 6 rows of A"),
 }
 
 

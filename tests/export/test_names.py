@@ -13,9 +13,10 @@ import torch
 from lora_configurations import SHAPE
 from safetensors.torch import save_file
 
+from adapterhub import names
 from adapterhub.base import find_base
 from adapterhub.errors import Unsupported
-from adapterhub.export import export_model, names, plan_export
+from adapterhub.export import export_model, plan_export
 
 EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts_per_tok": 2}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -270,3 +270,21 @@ def test_a_part_that_is_missing(lost: str, tiny_base: Path, adapter_factory: Any
     with pytest.raises(StorageError, match=f"{Q}.{lost}"):
         base = find_base(str(tmp_path / "base"))
         plan_export(adapter_factory(), base, tmp_path / "out", base_precision="dequantized")
+
+
+def test_lora_bias_of_a_quantised_layer_is_scaled(tiny_base: Path, adapter_factory: Any, tmp_path: Path) -> None:
+    """PEFT's merge into a quantised layer leaves the scale out of the bias."""
+    write_int8(tmp_path / "base", tiny_base)
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    save_file(weights | {bias: torch.ones(64)}, tmp_path / "base" / "model.safetensors")
+    adapter = adapter_factory(rank=2, alpha=6, targets=["q_proj"], config={"lora_bias": True})
+    file = adapter / "adapter_model.safetensors"
+    save_file(
+        load_file(file) | {f"base_model.model.{bias.removesuffix('.bias')}.lora_B.bias": torch.full((64,), 0.5)}, file
+    )
+
+    base = find_base(str(tmp_path / "base"))
+    export_model(adapter, base, tmp_path / "out", base_precision="dequantized", dtype="float32")
+
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[bias], torch.full((64,), 1 + 6 / 2 * 0.5))

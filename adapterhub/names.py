@@ -9,7 +9,7 @@ under another meaning would make a wrong model.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,12 @@ class Architecture:
         for pattern, replacement in self.renamed:
             renamed = re.sub(pattern, replacement, renamed)
         return tuple(dict.fromkeys(name for name in (renamed, module, module.partition(".")[2]) if name))
+
+    def expert_tensors(self, module: str) -> Iterator[str]:
+        """What the first expert, or the stack, of a module of fused experts may be called in a checkpoint."""
+        for parameter, parts in self.experts.parts.items() if self.experts else ():
+            yield from self.stored(f"{module}.{parameter}")
+            yield from (f"{name}.0.{part}.weight" for name in self.stored(module) for part in parts)
 
 
 _BLOCK_SPARSE: Renames = (
@@ -115,6 +121,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "bloom": Architecture(embedding="transformer.word_embeddings", tied=True),
     "opt": Architecture(embedding="model.decoder.embed_tokens", tied=True),
 }
+
+
+FUSED = re.compile(r"(?P<module>.+\.experts)(?P<inside>(?:\.base_layer)*)")  # as PEFT names what it wraps
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
