@@ -10,8 +10,9 @@ from typing import Any
 
 from adapterhub.errors import NotFound
 from adapterhub.trainers.config import TrainConfig
+from adapterhub.trainers.dialect.rules import changes_the_base
 from adapterhub.trainers.memory import GB, Memory, Setup, memory
-from adapterhub.trainers.shapes import lora_parameters, model_shape
+from adapterhub.trainers.shapes import adapted, lora_parameters, model_shape
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ def plan(config: TrainConfig, base_config: Mapping[str, Any], *, gpu: bool, limi
     shape = model_shape(base_config, name=config.base_model)
     setup = _setup(config, gpu=gpu)
     trainable = lora_parameters(shape, rank=config.lora_r, targets=config.lora_target_modules)
+    if config.peft_use_dora:  # a magnitude for each output
+        trainable += sum(linear.outputs for linear in adapted(shape, config.lora_target_modules))
+    saved = 2 if changes_the_base(config.peft_init_lora_weights) else 1  # converted to twice the rank
     fits: Mapping[str, Any] | None = None
     if limit is not None:
         fits = next((keys for keys, s in _cheaper(config, setup) if memory(shape, s).total <= limit), None)
@@ -55,7 +59,7 @@ def plan(config: TrainConfig, base_config: Mapping[str, Any], *, gpu: bool, limi
         base=config.base_model,
         parameters=shape.parameters,
         trainable=trainable,
-        adapter_bytes=trainable * setup.adapter_bytes,
+        adapter_bytes=trainable * setup.adapter_bytes * saved,
         memory=memory(shape, setup),
         fits=fits,
     )

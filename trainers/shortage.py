@@ -44,8 +44,11 @@ def out_of_memory(prepared: Prepared, text: str, *, gpu: bool) -> OutOfMemory:
 
 
 def smaller_batch(config: TrainConfig) -> TrainConfig | None:
-    """Half the micro batch, twice the accumulation: the same rows a step. None where it cannot be halved."""
-    if config.micro_batch_size % 2:
+    """Half the micro batch, twice the accumulation: the same rows a step. None where it cannot be halved.
+
+    KTO needs two rows at once, to measure each against the other's answer.
+    """
+    if config.micro_batch_size % 2 or (config.rl == "kto" and config.micro_batch_size == 2):
         return None
     half = config.micro_batch_size // 2
     return replace(

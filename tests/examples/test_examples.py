@@ -35,6 +35,8 @@ def test_every_data_set_is_found() -> None:
         "support-bot/train-v2.jsonl",
         "support-bot/eval.jsonl",
         "support-bot/eval-v2.jsonl",
+        "support-bot/pairs.jsonl",
+        "support-bot/pairs-eval.jsonl",
         "function-calling/train.jsonl",
         "function-calling/eval.jsonl",
     }
@@ -48,7 +50,7 @@ def test_training_rows_are_enough_and_nothing_is_there_twice(file: Path) -> None
     assert len(set(firsts)) == len(firsts)
 
 
-@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/*.jsonl")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/[et]*.jsonl")), ids=lambda f: f"{f.parent.name}/{f.stem}")
 def test_roles_take_turns_and_the_assistant_has_the_last_word(file: Path) -> None:
     for conversation in rows(file):
         roles = "".join(m["role"][0] for m in conversation)
@@ -79,6 +81,14 @@ def test_the_two_versions_differ_in_tone_only() -> None:
     questions = [[m["content"] for m in c if m["role"] == "user"] for c in first]
     assert questions == [[m["content"] for m in c if m["role"] == "user"] for c in second]
     assert all(set(answers(a)).isdisjoint(answers(b)) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(("pairs", "split"), [("pairs", "train"), ("pairs-eval", "eval")])
+def test_a_pair_prefers_the_new_tone_to_the_old_one(pairs: str, split: str) -> None:
+    first, second = (rows(SUPPORT / f"{split}{version}.jsonl") for version in ("", "-v2"))
+    for line, old, new in zip((SUPPORT / f"{pairs}.jsonl").read_text().splitlines(), first, second, strict=True):
+        pair = json.loads(line)
+        assert pair == {"messages": [new[0]], "chosen": new[1]["content"], "rejected": old[1]["content"]}
 
 
 def tools() -> dict[str, dict[str, Any]]:

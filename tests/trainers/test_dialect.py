@@ -331,6 +331,12 @@ def test_a_key_of_another_method_is_said_to_do_nothing() -> None:
     assert fates(read(SMALLEST + "rl_beta: 0.1\n"))["rl_beta"] == "without effect"
 
 
+def test_what_would_disturb_a_comparison_is_off_and_said() -> None:
+    reading = read(PAIRS.format("dpo") + "lora_dropout: 0.05\ntrain_on_inputs: true\n")
+    assert (reading.config.lora_dropout, reading.config.train_on_inputs) == (0.0, False)
+    assert {fates(reading)[key] for key in ("lora_dropout", "train_on_inputs")} == {"without effect"}
+
+
 def test_the_type_of_preference_rows_names_their_template() -> None:
     text = "base_model: x\nrl: dpo\ndatasets: [{path: a, type: llama3.ultra}]\n"
     assert read(text).config.chat_template == "llama3"

@@ -94,6 +94,19 @@ def test_plan_says_what_fits(ah: Ah, write_config: Writer, tmp_path: Path) -> No
     assert json.loads(ah("plan", changed, "--gpu", "24GB", "--json").out)["fits"] == {}
 
 
+def test_plan_counts_what_a_method_adds(ah: Ah, write_config: Writer) -> None:
+    def planned(**keys: Any) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(ah("plan", write_config(**keys), "--json").out)
+        return found
+
+    plain = planned()
+    dora = planned(peft_use_dora=True, adapterhub={"allow_unservable": True})
+    assert dora["trainable"] == plain["trainable"] + 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64)  # a magnitude an output
+    converted = planned(peft_init_lora_weights="pissa")
+    assert converted["adapter_bytes"] == 2 * plain["adapter_bytes"]
+    assert planned(rl="dpo")["memory"]["activations"] == 2 * plain["memory"]["activations"]
+
+
 @pytest.mark.slow
 def test_a_probe_tells_the_steps_and_leaves_nothing(ah: Ah, write_config: Writer, tmp_path: Path) -> None:
     config = write_config(max_steps=None, num_epochs=2, report_to="none")

@@ -34,6 +34,7 @@ from adapterhub.trainers.labels import IGNORED
 from adapterhub.trainers.model import load_model
 from adapterhub.trainers.preference import mismatched
 from adapterhub.trainers.quiet import quiet
+from adapterhub.trainers.shortage import smaller_batch
 
 pytestmark = pytest.mark.slow
 
@@ -238,6 +239,12 @@ def test_kto_takes_pairs_as_good_and_bad_answers_and_advises_on_their_balance(wr
     assert any("kto_desirable_weight: 0.33" in text for text in uneven.advice)
     with pytest.raises(DataError, match="holds one answer"):
         begin(write_config(rows=judged[:1], rl="kto"))
+
+
+def test_kto_keeps_two_rows_at_once_where_memory_runs_out(write_config: Writer) -> None:
+    _, prepared = begin(write_config(rows=PAIRS, rl="kto"))
+    assert smaller_batch(prepared.config) is None
+    assert smaller_batch(replace(prepared.config, micro_batch_size=4)) is not None
 
 
 def test_plain_text_is_advised_against_where_the_base_is_asked_by_chat(write_config: Writer) -> None:

@@ -290,7 +290,7 @@ class _Reader:
             changes["lora_target_modules"] = "all-linear"
         changes["eval_batch_size"] = read.get("eval_batch_size", config.micro_batch_size)
         if config.rl:
-            changes["train_on_inputs"] = False
+            changes |= {"train_on_inputs": False, "lora_dropout": 0.0}
         changes["model_revision"] = read.get("model_revision") or read.get("revision_of_model")
         changes["load_in_4bit"] = read.get("adapter") == "qlora"
         changes["gradient_checkpointing"] = bool(config.gradient_checkpointing)

@@ -160,6 +160,12 @@ def _inputs_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple
     return "honoured", shown(value)
 
 
+def _dropout_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if value and "rl" in read:
+        return "without effect", "answers are compared without dropout: its noise would be compared too"
+    return "honoured", shown(value)
+
+
 def _order_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
     if value and read.get("rl") == "kto":
         return "without effect", "KTO takes the rows in their order: each is compared with its neighbour's answer"
@@ -276,6 +282,7 @@ RULES: Mapping[str, Rule] = {
     "peft_use_dora": _own_shape("peft_use_dora", _dora_fate),
     "peft_init_lora_weights": _initial_fate,
     "train_on_inputs": _inputs_fate,
+    "lora_dropout": _dropout_fate,
     "group_by_length": _order_fate,
     "chat_template": _template_fate,
     **dict.fromkeys(("eval_strategy", "eval_steps", "evals_per_epoch", "eval_batch_size"), _evaluated_fate),
