@@ -116,7 +116,8 @@ class Packed:
     def _pack(self, slot: int) -> None:
         own_a = self.a[slot * self.block : (slot + 1) * self.block]
         own_b = [b[slot * self.rank : (slot + 1) * self.rank] for b in self.b]
-        for a, b, part, target in zip(*self._stacked, own_a.split(self.rank), own_b, strict=True):
+        parts = own_a.view(len(own_b), self.rank, own_a.shape[-1])  # of rank 0 too, where no slot has these modules
+        for a, b, part, target in zip(*self._stacked, parts, own_b, strict=True):
             part.copy_(a[slot, 0, : self.rank])
             target.copy_(b[slot, 0, :, : self.rank].T)
         self._finite[slot] = all(bool(factor.isfinite().all()) for factor in (own_a, *own_b))

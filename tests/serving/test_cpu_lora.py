@@ -110,6 +110,22 @@ def test_it_is_the_sum_over_each_tokens_own_adapter(
         assert torch.equal(answer[without], y[without])
 
 
+@pytest.mark.parametrize("tokens", [2, 64])
+def test_modules_that_no_adapter_has_add_nothing(cpu_lora: ModuleType, tokens: int) -> None:
+    """As q, k and v beside an adapter of the MLP alone: their factors are all zeros."""
+    import torch
+
+    module = Module.random((48, 16, 16), torch.float32)
+    for slot in range(SLOTS):
+        module.set(slot, 0)
+    x, y = torch.randn(tokens, IN), torch.randn(tokens, 80)
+    wrapper = wrapper_for(cpu_lora.AdapterProduct, [0, -1] * (tokens // 2))
+    assert torch.equal(apply(wrapper, module, y, x), y)
+    module.set(1, 4)
+    module.set(1, 0)  # an adapter that came and went
+    assert torch.equal(apply(wrapper, module, y, x), y)
+
+
 @pytest.mark.parametrize("tokens", [8, 64])
 def test_a_slot_that_vllm_wrote_to_is_read_again(cpu_lora: ModuleType, tokens: int) -> None:
     import torch
