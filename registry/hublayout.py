@@ -7,7 +7,7 @@
     README.md                 the model card; a README of the version itself is adapterhub/README.md
   branch main                 the newest version, for those who name no revision
   branch ah-channels          log.json: channels, statuses, evaluations, signatures
-  branch ah-staging-<id>      a publish under way
+  branch ah-staging-<ms>-<id> a publish under way, since then
 <org>/adapterhub              gone/<tenant>.json: names of deleted tenants, never issued again
 """
 
@@ -30,6 +30,7 @@ BOOK = "adapterhub"  # no tenant's repository: theirs have a dot
 _FOLDER = "adapterhub/"
 _MAX_REPOSITORY = 96  # characters of a name, the Hub's own limit
 _ORG = re.compile(r"[A-Za-z0-9](?:[-_.]?[A-Za-z0-9])*")
+_STAGING = re.compile(r"ah-staging-([0-9]{13})-[0-9a-f]{32}")
 _TAG = re.compile(r"v([1-9][0-9]{0,8})")
 
 
@@ -76,8 +77,15 @@ def number_of(name: str) -> int | None:
     return int(found[1]) if found and int(found[1]) <= MAX_VERSION else None
 
 
-def staging(publish_id: str) -> str:
-    return f"ah-staging-{publish_id}"
+def staging(publish_id: str, milliseconds: int) -> str:
+    """The branch of a publish that began then (since 1970)."""
+    return f"ah-staging-{milliseconds:013d}-{publish_id}"
+
+
+def staged_at(branch: str) -> int | None:
+    """Milliseconds since 1970; None for a branch that is no publish's."""
+    found = _STAGING.fullmatch(branch)
+    return int(found[1]) if found else None
 
 
 def place(path: str) -> str:

@@ -1,10 +1,11 @@
 """From a draft to a version on the Hub: its commit on a branch of its own, then the tag. The tag is the commit point.
 
-    ah-staging-<id>   from main: stale files out, the version's files, record and card in; read back
+    ah-staging-…      from main: stale files out, the version's files, record and card in; read back
     v<n>              created on that commit, n = newest + 1; where it is taken, a commit with the next number
     main              the same files once more, unless a newer version is there
 
-Killed before the tag, a publish leaves a staging branch that nobody reads. Every commit has the record in it, so none
+Killed before the tag, a publish leaves a staging branch that nobody reads, and that a later publish of the adapter
+removes after a week; one that was paused for so long is told to start over. Every commit has the record in it, so none
 is empty, and a reply that was lost is known by the record's publish id.
 """
 
@@ -13,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _TRIES = 30  # of one step: nobody else writes to a staging branch, so more than two are a Hub in trouble
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds, before jitter
+_ABANDONED = 7 * 24 * 3600  # seconds that a publish may be under way, whatever the clocks of two machines
 _SMALL = 1 << 20  # bytes of a file that is read once, and cannot change after that
 
 Content = Mapping[str, bytes | Path]
@@ -72,7 +75,7 @@ class HubPublisher:
         files = prepare(draft)
         main = self._open_repository(repo, name)
         publish_id = uuid.uuid4().hex
-        branch = layout.staging(publish_id)
+        branch = layout.staging(publish_id, int(time.time() * 1000))
         self._hub.create_branch(repo, branch, main)
         try:
             record = Record(
@@ -123,7 +126,16 @@ class HubPublisher:
                 )
             self._hub.create_branch(repo, layout.LOG_BRANCH, refs.branches[layout.MAIN])
         self._check_owner(repo, name, refs.branches[layout.MAIN])
+        self._sweep(repo, refs.branches)
         return refs.branches[layout.MAIN]
+
+    def _sweep(self, repo: str, branches: Iterable[str]) -> None:
+        """Remove the branches of publishes that were killed long ago."""
+        horizon = (time.time() - _ABANDONED) * 1000
+        for branch in branches:
+            began = layout.staged_at(branch)
+            if began is not None and began < horizon:
+                self._clear(repo, branch)
 
     def _check_owner(self, repo: str, name: AdapterName, commit: str) -> None:
         """Raises IntegrityError for the repository of another adapter, StorageError for one that was renamed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,9 +26,12 @@ from adapterhub.errors import (
 from adapterhub.manifest import BaseFingerprint, FileEntry
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Draft, open_registry, open_store
+from adapterhub.registry import hublayout as layout
 from adapterhub.registry.base import Signature
 from adapterhub.registry.hub import HubRegistry
+from adapterhub.registry.hubclient import Hub
 from adapterhub.registry.huberrors import Busy
+from adapterhub.registry.hubpublish import HubPublisher
 
 Drafts = Callable[..., Draft]
 REPO = "acme-models/acme.support"
@@ -165,6 +169,67 @@ def test_changes_of_many_at_once_are_all_kept(hub_server: Any, new_draft: Drafts
         told = list(pool.map(change, range(12)))
     assert sorted(told) == [1] * 4 + [2] * 4 + [3] * 4
     assert {move.seq for move in registry_on(hub_server).channels(name).values()} == {3}
+
+
+def test_branches_of_publishes_that_were_killed_long_ago_go(
+    hub: HubRegistry, hub_server: Any, new_draft: Drafts, name: AdapterName
+) -> None:
+    hub.publish(new_draft(), name=name, author="ana")
+    branches = hub_server.repositories[REPO].branches
+    day, now = 86_400_000, int(time.time() * 1000)
+    old, young = (layout.staging(c * 32, now - days * day) for c, days in (("a", 8), ("b", 6)))
+    foreign = "ah-staging-of-ours"
+    for branch in (old, young, foreign):
+        branches[branch] = branches["main"]
+    hub.publish(new_draft(), name=name, author="ana")
+    assert set(branches) == {"main", "ah-channels", young, foreign}
+
+
+def test_a_publisher_whose_branch_was_removed_says_so(
+    hub: HubRegistry, hub_server: Any, new_draft: Drafts, name: AdapterName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was paused for a week between its branch and its commit."""
+    hub.publish(new_draft(), name=name, author="ana")
+    newest = HubPublisher._newest
+
+    def paused(self: HubPublisher, repo: str) -> int:
+        branches = hub_server.repositories[REPO].branches
+        for branch in [branch for branch in branches if layout.staged_at(branch)]:
+            del branches[branch]
+        return newest(self, repo)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HubPublisher, "_newest", paused)
+        with pytest.raises((NotFound, StorageError)) as told:
+            hub.publish(new_draft(), name=name, author="ana")
+    assert told.value.hint
+    assert hub.numbers(name) == [1]
+    assert hub.publish(new_draft(), name=name, author="ana").version == 2
+
+
+def test_a_channel_does_not_move_to_what_was_yanked_meanwhile(
+    hub: HubRegistry, hub_server: Any, new_draft: Drafts, name: AdapterName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moves and statuses are one file: a yank in between is a conflict, and the move is judged anew."""
+    for version in (1, 2, 3):
+        hub.publish(new_draft(), name=name, author="ana")
+        hub.set_channel(name, "prod", {version: 100}, who="ana")
+    commit = Hub.commit
+
+    def yanking(version: int) -> None:
+        def late(self: Hub, *arguments: Any, **how: Any) -> str:
+            monkeypatch.setattr(Hub, "commit", commit)
+            registry_on(hub_server).set_status(name, version, "yanked", who="bo")
+            return commit(self, *arguments, **how)
+
+        monkeypatch.setattr(Hub, "commit", late)
+
+    yanking(2)
+    assert hub.rollback(name, "prod", who="ana").main.version == 1
+    yanking(3)
+    with pytest.raises(Gone):
+        hub.set_channel(name, "prod", {3: 100}, who="ana")
+    assert hub.channels(name)["prod"].main.version == 1
 
 
 # ── a Hub in trouble ─────────────────────────────────────────────────────────────────────────────────────────────
