@@ -35,7 +35,15 @@ class Records:
 
     def read(self, name: AdapterName, number: int) -> Record:
         """Raises NotFound, IntegrityError."""
-        record = Record.from_bytes(self._store.read(layout.version(name, number)))
+        key = layout.version(name, number)
+        try:
+            record = Record.from_bytes(self._store.read(key))
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"the record of {name}@{number} cannot be used: {error.what}",
+                why=error.why,
+                hint=error.hint or f"ah fsck {name}, and restore {key} from a copy",
+            ) from error
         if (record.name, record.version) != (name, number):
             raise IntegrityError(f"the record of {name}@{number} is that of {record.ref}")
         return record

@@ -102,7 +102,26 @@ def test_the_base_may_come_from_the_environment(
 
 @pytest.mark.parametrize(
     "name",
-    ["support", "Acme/support", "../x/y", "acme/../y", "/etc/passwd", "acme/base", "acme/su\0pport", "a/" + "b" * 5000],
+    [
+        "support",
+        "Acme/support",
+        "../x/y",
+        "acme/../y",
+        "/etc/passwd",
+        "acme/base",
+        "acme/su\0pport",
+        "a/" + "b" * 5000,
+        "acme--eu/a",
+        "acme/..",
+        "acme/a.",
+        "acme/.a",
+        "acme/a..b",
+        "acme/a b",
+        "acme/",
+        "acme/a\n",
+        "acme/é",
+        "acme/a@1",
+    ],
 )
 def test_names_outside_the_grammar(ah: Ah, adapter: Path, name: str) -> None:
     refused(ah("publish", adapter, "--name", name))
