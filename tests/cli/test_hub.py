@@ -92,6 +92,80 @@ def test_what_cannot_be_brought_in(ah: Ah, adapter: Path, on_the_hub: Any, sourc
     assert "next:" in done.err
 
 
+HUB = ("--registry", "hf://acme-models")
+REPO = "acme-models/acme.support"
+
+
+def _no_token(server: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.delenv("HF_TOKEN")
+    patch.setattr("huggingface_hub.get_token", lambda: None)
+    patch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
+
+
+def _wrong_token(server: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("HF_TOKEN", "hf_wrong")
+
+
+def _gated(server: Any, patch: pytest.MonkeyPatch) -> None:
+    server.repositories[REPO].gated = True
+    patch.setenv("HF_TOKEN", "hf_reader")
+
+
+def _renamed(server: Any, patch: pytest.MonkeyPatch) -> None:
+    server.rename(REPO, "acme-models/acme.other")
+
+
+def _deleted(server: Any, patch: pytest.MonkeyPatch) -> None:
+    del server.repositories[REPO]
+
+
+def _busy(server: Any, patch: pytest.MonkeyPatch) -> None:
+    for method in ("GET", "POST", "HEAD"):
+        for _ in range(40):
+            server.fail(method, "/", 429)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said", "todo"),
+    [
+        (_no_token, "no token is set", "hf auth login"),
+        (_wrong_token, "does not take the token", "hf auth login"),
+        (_gated, "gated", "ask for access on"),
+        (_renamed, "was renamed on the Hub", "give it its name back"),
+        (_deleted, "there is no tenant 'acme'", "ah ls"),
+        (_busy, "too many requests", "wait some minutes"),
+    ],
+)
+@pytest.mark.parametrize("command", [("ls", "acme/support"), ("pull", "acme/support@1", "--to", "out"),
+                                     ("channel", "set", "acme/support", "prod", "1")])  # fmt: skip
+def test_a_hub_that_says_no(
+    ah: Ah,
+    adapter: Path,
+    on_the_hub: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[Any, pytest.MonkeyPatch], None],
+    said: str,
+    todo: str,
+    command: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr("adapterhub.registry.hubclient._PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    assert ah("publish", adapter, "--name", "acme/support", *HUB).code == 0
+    trouble(on_the_hub, monkeypatch)
+    done = ah(*command, *HUB)
+    assert (done.code, done.out) == (2, ""), done
+    assert said in done.err and "next:" in done.err and todo in done.err.partition("next:")[2], done.err
+    assert "Traceback" not in done.err
+    assert not Path("out").exists()
+
+
+def test_a_gitignore_hides_no_file_of_a_version(ah: Ah, adapter: Path, on_the_hub: Any) -> None:
+    on_the_hub.create(REPO)
+    on_the_hub.put(REPO, "main", **{".gitignore": b"*.safetensors\n"})
+    assert ah("publish", adapter, "--name", "acme/support", *HUB).code == 0
+    assert "adapter_model.safetensors" in on_the_hub.tree(REPO, "v1")
+
+
 LOAD = """
 import sys
 import torch
