@@ -139,6 +139,33 @@ def test_a_key_whose_neighbour_is_off_is_said_to_do_nothing(lines: str, key: str
     assert note
 
 
+@pytest.mark.parametrize(
+    ("entry", "key", "kind"),
+    [
+        ("type: alpaca, field_messages: x", "field_messages", "without effect"),
+        ("type: alpaca, field_output: x", "field_output", "honoured"),
+        ("type: alpaca, train_on_eos: last", "train_on_eos", "without effect"),
+        ("type: instruction, train_on_eos: last", "train_on_eos", "honoured"),
+        ("type: chat_template, field_output: x", "field_output", "without effect"),
+        ("type: sharegpt, roles: {user: human}", "roles", "honoured"),
+        ("type: completion, field: body", "field", "honoured"),
+        ("type: tokens, field: body", "field", "without effect"),
+        ("field_output: x", "field_output", "honoured"),  # the rows will tell
+        ("field_chosen: x", "field_chosen", "without effect"),
+        (
+            "type: {field_instruction: q, format: '{instruction}'}, roles_to_train: user",
+            "roles_to_train",
+            "without effect",
+        ),
+        ("type: {field_instruction: q}, roles_to_train: user", "roles_to_train", "honoured"),
+    ],
+)
+def test_a_column_that_the_type_does_not_read_is_said_to_do_nothing(entry: str, key: str, kind: str) -> None:
+    found, note = fate(read(f"test_datasets: [{{path: a, {entry}}}]"), f"test_datasets[0].{key}")
+    assert found == kind
+    assert note
+
+
 def test_a_global_batch_sets_the_accumulation() -> None:
     reading = read("batch_size: 16\nmicro_batch_size: 2")
     assert reading.config.gradient_accumulation_steps == 8

@@ -210,7 +210,7 @@ class _Reader:
             )
         dotted = f"{path[0]}[{path[1]}]"
         for key, value in read.items():
-            kind, note = source_fate(key, value, read)
+            kind, note = source_fate(key, value, read, rl=self.file.values.get("rl") is not None)
             self.fates.append(KeyFate(f"{dotted}.{key}", kind, note, self._where((*path, key))))
         names = {f.name for f in fields(DataSource)}
         chosen = {k: v for k, v in read.items() if k in names}

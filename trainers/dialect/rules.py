@@ -8,6 +8,7 @@ from typing import Any
 from adapterhub.peftdir import VLLM_MAX_RANK
 from adapterhub.trainers import templates
 from adapterhub.trainers.config import DataSource, UserFormat, UserPreference
+from adapterhub.trainers.dialect.columns import unread
 from adapterhub.trainers.dialect.fate import Kind, Machine, shown
 from adapterhub.trainers.dialect.keys import BITS_ADAM
 
@@ -230,8 +231,10 @@ def _wandb_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[
     return ("honoured", shown(value)) if on else ("without effect", "neither use_wandb nor wandb_project is set")
 
 
-def source_fate(key: str, value: Any, read: Mapping[str, Any]) -> tuple[Kind, str]:
+def source_fate(key: str, value: Any, read: Mapping[str, Any], *, rl: bool) -> tuple[Kind, str]:
     """What becomes of a key of one data set."""
+    if why := unread(key, read.get("type"), rl=rl):
+        return "without effect", why
     if key == "type" and value == "sharegpt":
         return "honoured", "dropped by Axolotl; taken as conversations of from and value"
     if key in ("train_on_eos", "train_on_eot") and value == "none":
