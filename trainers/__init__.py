@@ -10,7 +10,9 @@
 A training passes through these files, in this order:
 
     dialect/ → config             keys with their places; Axolotl's names; a frozen TrainConfig
-    data → labels → prepare       rows, named by file:line; which tokens are trained on; the checks
+    data → labels → splits        rows, named by file:line; which tokens are trained on; held in flat arrays (examples)
+    tokenizer, templates, ends    what writes a row, and that serving writes the same
+    prepare (checks, room)        all of these, and the advice: everything before a weight is loaded
     fit (model, arguments, sft)   the base with a LoRA on it, and its trainer
     watch and quiet               the trainer's events and its silence
     shapes → memory → plan        what it will take, from the base's config.json alone

@@ -12,7 +12,8 @@ from typing import Any
 from adapterhub.trainers.behaviour import Behaviour
 from adapterhub.trainers.labels import IGNORED, Example
 from adapterhub.trainers.model import new_adapter
-from adapterhub.trainers.prepare import Prepared, Split
+from adapterhub.trainers.prepare import Prepared
+from adapterhub.trainers.splits import Split
 
 Row = Mapping[str, Any]
 

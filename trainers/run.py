@@ -30,9 +30,10 @@ from adapterhub.trainers.dialect import KeyFate, Reading, read_config, read_yaml
 from adapterhub.trainers.events import Listener, Stage, ignore
 from adapterhub.trainers.fit import Fitted, fit, last_checkpoint
 from adapterhub.trainers.lineage import data_hashes, portable
-from adapterhub.trainers.prepare import Prepared, Split, prepare
+from adapterhub.trainers.prepare import Prepared, prepare
 from adapterhub.trainers.report import write_report
 from adapterhub.trainers.shortage import OutOfMemory, smaller_batch
+from adapterhub.trainers.splits import Split
 from adapterhub.trainers.start import FindVersion
 
 GIVEN, RESOLVED, KEYS, DATA = "config.yml", "config.resolved.yml", "keys.json", "data.json"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterhub.trainers.behaviour import Behaviour
+from adapterhub.trainers.examples import Examples
 from adapterhub.trainers.labels import Example
 from adapterhub.trainers.model import new_adapter
 from adapterhub.trainers.packing import collator, packed_row, packs, tokens_in
@@ -40,10 +41,12 @@ def sft_trainer(prepared: Prepared, *, model: Any, arguments: Mapping[str, Any],
 
 def _dataset(examples: Sequence[Example], *, lengths: bool = False) -> Any:
     """``lengths``: of each row too, for the collator of packed rows."""
+    import pyarrow as pa
     from datasets import Dataset
 
-    columns: dict[str, Any] = {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
-    return Dataset.from_dict(columns | ({"seq_lengths": [[len(e.input_ids)] for e in examples]} if lengths else {}))
+    kept = examples if isinstance(examples, Examples) else Examples(examples)
+    more = {"seq_lengths": [[len(e.input_ids)] for e in examples]} if lengths else {}
+    return Dataset(pa.table(kept.columns() | more))
 
 
 def _packed(prepared: Prepared) -> Any:

@@ -16,7 +16,7 @@ from adapterhub.settings import load_settings
 if TYPE_CHECKING:
     from adapterhub.trainers import Prepared, Reading, Result
     from adapterhub.trainers.labels import Example
-    from adapterhub.trainers.prepare import Split
+    from adapterhub.trainers.splits import Split
     from adapterhub.trainers.start import FindVersion
 
 Flags = dict[str, tuple[str, Any]]
