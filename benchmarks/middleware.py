@@ -69,6 +69,8 @@ START = {"type": "http.response.start", "status": 200, "headers": [(b"content-ty
 class Engine:
     """Of vLLM what our code meets: an engine client that gives tokens out, and a place to load adapters into."""
 
+    is_dead = False
+
     def __init__(self) -> None:
         metered(self)
 
@@ -171,7 +173,7 @@ async def measure(folder: Path, seconds: float, profile: cProfile.Profile | None
     bodies = {False: json.dumps(question | {"max_tokens": 64}).encode()}
     bodies[True] = json.dumps(question | {"stream": True}).encode()
     rates = {}
-    flushing = asyncio.create_task(replica.telemetry.metering.watch(seconds=1))  # type: ignore[union-attr]
+    flushing = asyncio.create_task(replica.telemetry.metering.watch())  # type: ignore[union-attr]
     for stream in (False, True):
         for name, app in (("peer", inner), ("ours", ours)):
             await one(app, state, headers, bodies[stream])  # warm, and the adapter loaded

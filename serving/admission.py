@@ -54,11 +54,18 @@ class Admission:
 
     def give_back(self, turn: Turn) -> None:
         self.line.end(turn.grant, self.now())
-        self._call()
+        if self._called:
+            self._call()
 
-    def is_free(self, ask: Ask) -> bool:
-        """Whether `turn` would not wait."""
-        return self.line.is_free(ask, self.now())
+    def take_at_once(self, ask: Ask) -> Turn | None:
+        """Like `take` where that would not wait; else None."""
+        now = self.now()
+        if not self.line.is_free(ask, now):
+            return None
+        self.line.join(ask)
+        grant = self.line.next(now)
+        assert grant is not None and grant.ask is ask, "nobody else waits, and there is room"
+        return Turn(self.line, grant)
 
     async def _wait(self, ask: Ask) -> Grant:
         called: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()

@@ -77,11 +77,17 @@ class Database:
             )
         from alembic import command
         from alembic.config import Config
+        from alembic.util.exc import CommandError
 
         config = Config()
         config.set_main_option("script_location", "adapterhub.serving:migrations")
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise StorageError(
+                f"the database {self.name} cannot be brought up to date", why=str(error), hint="ah doctor"
+            ) from error
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ def connect(replica: Replica) -> None:
     metrics.places.set(places.capacity)
     metrics.running.set_function(lambda: line.running)
     metrics.waiting.set_function(lambda: line.all_waiting)
-    metrics.ready.set_function(lambda: not replica.not_ready)
+    metrics.ready.set_function(lambda: not replica.why_not_ready)
     metrics.registry_away.set_function(lambda: replica.rollout.is_away)
     metrics.keys_away.set_function(lambda: replica.access.is_away)
     if (metering := replica.telemetry.metering) is not None:

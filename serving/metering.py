@@ -53,6 +53,7 @@ class Metering:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metering")  # others may hang on the registry
         self._flushing = asyncio.Lock()
         self._has_taken_up = False
+        self._is_closed = False
         self._problem = ""
         self._booked_at = clock()
 
@@ -96,12 +97,16 @@ class Metering:
 
     async def watch(self, *, seconds: float = FLUSH_SECONDS) -> None:
         """Flush again and again, until cancelled."""
-        while True:
+        while not self._is_closed:
             await self.flush()
             await asyncio.sleep(seconds)
+        await asyncio.Event().wait()  # a watcher that ends is a fault
 
     async def close(self) -> None:
-        """The last flush."""
+        """The last flush. Again is nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         for model in [*self._resident]:
             self.forgot(model)
         await self.flush()

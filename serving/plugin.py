@@ -141,10 +141,14 @@ def _drain_on_signal(replica: Replica, state: Any) -> None:
         for listening in state.server.servers:  # uvicorn's; vLLM puts it there
             listening.close()
 
+    async def stop() -> None:
+        await drain(replica.under_way, close=close, end=lambda: None)
+        await replica.telemetry.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def begin() -> None:
         if not draining:
-            going = drain(replica.under_way, close=close, end=lambda: os.kill(os.getpid(), signal.SIGTERM))
-            draining.append(asyncio.create_task(going, name="drain"))
+            draining.append(asyncio.create_task(stop(), name="drain"))
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, begin)
 

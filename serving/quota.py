@@ -6,8 +6,8 @@
     quota.waiting(caller)            one of `queue`; 429 where that is full
 
 Every limit is the tenant's over all its keys, and the key's own beside it; both must allow. The counting is done by
-the library `limits` (a sliding window), in memory or in Redis, where all servers count together. While Redis is away
-each counts for itself. Reservations and slots are this server's own.
+the library `limits` (a sliding window), in memory (`windows`) or in Redis, where all servers count together. While
+Redis is away each counts for itself. Reservations and slots are this server's own.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import ConfigurationError, StorageError
 
 from adapterhub.errors import MissingDependency, TooManyRequests, UsageError
 from adapterhub.serving.callers import Caller, Subject, What
+from adapterhub.serving.windows import Windows
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Storage = MemoryStorage | RedisStorage
+Storage = Windows | RedisStorage
 _REDIS_PAUSE = 5.0  # seconds after a failure in which Redis is not asked: requests do not wait for it one by one
 _REDIS_SECONDS = 0.25  # for an answer of Redis
 _EVERYTHING = 2**53  # a limit that charges whatever it is: what was used is used
@@ -69,7 +70,7 @@ class Quota:
     def __init__(self, redis: str | None = None) -> None:
         """``redis`` is a URL like redis://host:6379/0."""
         # made once: a limiter looks at length at the storage that it is given
-        self._memory = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._memory = SlidingWindowCounterRateLimiter(Windows())
         self._redis = SlidingWindowCounterRateLimiter(_redis(redis)) if redis else None
         self._redis_from = 0.0  # when Redis may be asked again
         self._reserved: Counter[str] = Counter()  # tokens, by subject
@@ -283,7 +284,7 @@ def _per_minute(most: int) -> RateLimitItemPerMinute:
 
 def _storage(limiter: SlidingWindowCounterRateLimiter) -> Storage:
     storage = limiter.storage
-    assert isinstance(storage, MemoryStorage | RedisStorage)
+    assert isinstance(storage, Windows | RedisStorage)
     return storage
 
 

@@ -41,8 +41,10 @@ async def take_turn(
 
     What was heard of the client meanwhile is said again to the engine.
     """
-    if replica.quota.is_free(caller) and replica.admission.is_free(ask):
-        return await _enter(replica, caller, ask, until_the_last_byte), receive
+    if replica.quota.is_free(caller) and (turn := replica.admission.take_at_once(ask)):
+        until_the_last_byte.callback(replica.admission.give_back, turn)
+        until_the_last_byte.callback(await replica.quota.take_slot(caller))  # at once: it is free
+        return turn, receive
     entering = asyncio.ensure_future(_enter(replica, caller, ask, until_the_last_byte))
     leaving = asyncio.ensure_future(receive())
     until_the_last_byte.callback(leaving.cancel)

@@ -34,14 +34,19 @@ class Line:
     @classmethod
     def of(cls, *, tenant: str | None, key: str | None, model: str) -> Line:
         """``model`` as the engine knows it: ``base``, or a version like ``acme/support@3``."""
-        adapter, _, version = model.partition("@")
-        return cls(tenant or NOBODY, key or NOBODY, adapter, int(version or 0))
+        return _line(tenant or NOBODY, key or NOBODY, model)
 
     @classmethod
     def of_owner(cls, model: str, *, keyed: bool) -> Line:
         """For what a version takes that no single request asked for: its owner's, where there are tenants at all."""
         owner = AdapterName.parse(model.partition("@")[0]).tenant if model != BASE_NAME else None
         return cls.of(tenant=owner if keyed else None, key=None, model=model)
+
+
+@lru_cache(4096)
+def _line(tenant: str, key: str, model: str) -> Line:
+    adapter, _, version = model.partition("@")
+    return Line(tenant, key, adapter, int(version or 0))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from engines import write_adapter
 from adapterhub.base import find_base
 from adapterhub.refs import AdapterName
 from adapterhub.registry import draft, open_registry
-from adapterhub.serving.database import default_url
+from adapterhub.serving.database import default_url, open_database
 from adapterhub.serving.guard import session_processes
+from adapterhub.serving.ledger import Ledger
 
 pytestmark = pytest.mark.engine
 
@@ -127,7 +129,7 @@ def test_the_life_of_a_server(keyed: Served, tenants: dict[str, str], tmp_path: 
     assert report.problems == []
     assert report.moves >= 2 and report.statuses[200] > 20 and report.statuses[404] > 0
     it_comes_back_after_a_crash(keyed, url, tmp_path)
-    a_stop_lets_requests_finish(keyed, url)
+    a_stop_lets_requests_finish(keyed, url, tmp_path / "home")
 
 
 def it_comes_back_after_a_crash(serve: Served, url: str, folder: Path) -> None:
@@ -159,7 +161,7 @@ def it_comes_back_after_a_crash(serve: Served, url: str, folder: Path) -> None:
     serve.until(lambda: set(loaded(serve, url)) == held)
 
 
-def a_stop_lets_requests_finish(serve: Served, url: str) -> None:
+def a_stop_lets_requests_finish(serve: Served, url: str, home: Path) -> None:
     with serve.stream(url) as chunks:
         serve.process.send_signal(signal.SIGTERM)
         serve.until(lambda: httpx.get(f"{url}/ready").status_code == 503)
@@ -170,6 +172,10 @@ def a_stop_lets_requests_finish(serve: Served, url: str) -> None:
     assert rest[-1]["choices"][0]["finish_reason"] == "length", "it was cut off"
     assert serve.process.wait(timeout=60) == 0
     assert serve.engine() == []
+    assert not list((home / "usage").iterdir()), "usage that is not booked"
+    ledger, now = Ledger(open_database(default_url(home))), datetime.now(UTC)
+    rows = ledger.rows(since=now - timedelta(days=1), until=now + timedelta(days=1))
+    assert sum(counts.tokens_out for _, line, counts in rows if line.adapter == "base") >= 450
 
 
 def ask(serve: Served, url: str) -> httpx.Response:
