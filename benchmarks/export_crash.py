@@ -5,6 +5,7 @@ the merge and its end; the next one has `--resume`. When one finishes, its files
 undisturbed export, and it starts over.
 
     python benchmarks/export_crash.py [--kills 50]
+    python benchmarks/export_crash.py --kills 5 --small     # 0.4 GB: whether everything runs
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine
-from models import LLAMA_1B, write_adapter, write_base
+from models import LLAMA_1B, SMALL, write_adapter, write_base
 
 from adapterhub.base import find_base
 from adapterhub.export import export_model, verify
@@ -32,9 +33,12 @@ BENCH = Path(__file__).resolve().parents[1] / ".bench" / "export_crash"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--small", action="store_true", help="a smaller model")
     arguments = parser.parse_args()
-    write_base(BENCH / "base", LLAMA_1B, shards=1)
-    write_adapter(BENCH / "adapter", LLAMA_1B)
+    shape = SMALL if arguments.small else LLAMA_1B
+    shutil.rmtree(BENCH, ignore_errors=True)  # of a run that broke off
+    write_base(BENCH / "base", shape, shards=1)
+    write_adapter(BENCH / "adapter", shape)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["torch", "adapterhub.export.model", "adapterhub.export.arithmetic"])
     attempt(processes, "warm").join()

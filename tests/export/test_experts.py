@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch as torch_file
+import torch
 from lora_configurations import KINDS, Configuration, compare
 from safetensors.numpy import load_file, save_file
 
@@ -104,6 +106,27 @@ def test_a_stack_of_experts(layer: tuple[Path, Path], tmp_path: Path, monkeypatc
     )
     assert result.certificate is not None
     assert result.certificate.sampled >= EXPERTS * IN  # rows of each expert
+
+
+def test_experts_of_a_float8_base(layer: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each is unpacked, and then takes its share."""
+    base, adapter = layer
+    codes = np.full((OUT, IN), 0x38, "u1")  # 1.0 in F8_E4M3
+    stored = {
+        f"{MODULE}.{i}.down_proj.weight": torch.from_numpy(codes.copy()).view(torch.float8_e4m3fn)
+        for i in range(EXPERTS)
+    }
+    scales = {f"{name}_scale_inv": torch.tensor(0.5 + i) for i, name in enumerate(stored)}
+    torch_file.save_file(stored | scales, base / "model.safetensors")
+    config = {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "fp8"}}
+    (base / "config.json").write_text(json.dumps(config))
+    export_model(adapter, find_base(str(base)), tmp_path / "out", dtype="float32")
+
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    unpacked = {f"{MODULE}.{i}.down_proj.weight": np.full((OUT, IN), 0.5 + i, "f4") for i in range(EXPERTS)}
+    save_file(unpacked, base / "model.safetensors")
+    found = np.stack([merged[f"{MODULE}.{i}.down_proj.weight"] for i in range(EXPERTS)])
+    np.testing.assert_allclose(found, expected(base, adapter), atol=1e-5)
 
 
 def _config(**changes: Any) -> Any:
