@@ -1,10 +1,11 @@
 """The Registry on the Hugging Face Hub: one private model repository an adapter (`hublayout` draws it).
 
+    looking         hubreader     what is there at one moment, read once
     publishing      hubpublish    a commit beside, then the tag v<n>: 409 where it is taken
     logs            hublog        one JSON file on the branch ah-channels, changed by compare and swap
     asking          hubclient     huggingface_hub, retries; huberrors wraps what it raises
 
-Records and logs are read at commits, which never change, and kept: a look costs the refs of the repository.
+A change is judged by what is there now, and judged anew where somebody else was first.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adapterhub.errors import Conflict, IntegrityError, NotFound
+from adapterhub.errors import Conflict, NotFound
 from adapterhub.manifest import FORMAT, FileEntry, Record, canonical_json, parse_json
 from adapterhub.refs import LATEST, AdapterName, AdapterRef, check_channel
 from adapterhub.registry import hublayout as layout
@@ -39,18 +39,18 @@ from adapterhub.registry.base import (
 )
 from adapterhub.registry.channels import check_weights, rollback_targets, standing
 from adapterhub.registry.clock import now
-from adapterhub.registry.hubclient import Hub, Refs
-from adapterhub.registry.huberrors import LOGIN, Busy, NoRepository, Stale
-from adapterhub.registry.hublog import Log, log_from_bytes, log_to_bytes
+from adapterhub.registry.hubclient import Hub
+from adapterhub.registry.huberrors import Busy, Stale
+from adapterhub.registry.hublog import Log, log_to_bytes
 from adapterhub.registry.hubpublish import HubPublisher
-from adapterhub.registry.hubstate import State, events_of, logs_of, moves_of, numbers_of, status_of
+from adapterhub.registry.hubreader import HubReader
+from adapterhub.registry.hubstate import State, events_of, logs_of, moves_of, status_of
 from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.transfer import Source, check, fetch, file_of
 
 T = TypeVar("T")
 
 _TRIES = 40  # of one change to a log: each lost one means that somebody else's went in
-_KEPT = 10_000  # records and logs in memory
 
 
 class HubRegistry:
@@ -67,11 +67,11 @@ class HubRegistry:
         """``endpoint`` and ``token`` default to the usual ones of the Hub (``HF_ENDPOINT``, ``HF_TOKEN``)."""
         self._hub = Hub(org, endpoint=endpoint, token=token, wait=wait)
         self._publisher = HubPublisher(self._hub)
-        self._read: dict[tuple[str, str, str], bytes] = {}  # repository, commit, path → what is there for ever
+        self._look = HubReader(self._hub)
 
     @property
     def url(self) -> str:
-        return f"hf://{self._hub.org}"
+        return self._look.url
 
     def publish(
         self,
@@ -90,7 +90,7 @@ class HubRegistry:
     # ── read ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def resolve(self, ref: AdapterRef) -> Version:
-        state = self._state(ref.name)
+        state = self._look.state(ref.name)
         if ref.digest is not None:
             return self._with_digest(ref, state)
         if ref.version is not None:
@@ -102,43 +102,43 @@ class HubRegistry:
             if move is None:
                 raise rules.no_channel(ref.name, str(ref.channel))
             number = move.main.version
-        version = self._version(ref.name, number, state)
+        version = self._look.version(ref.name, number, state)
         return rules.usable(version, asked=str(ref)) if ref.channel != LATEST else version
 
     def _with_digest(self, ref: AdapterRef, state: State) -> Version:
-        found = [version for version in self._versions(ref.name, state) if version.record.digest == ref.digest]
+        found = [version for version in self._look.versions(ref.name, state) if version.record.digest == ref.digest]
         if not found:
             raise rules.no_version(ref.name, str(ref.digest))
         return rules.first_usable(found, asked=str(ref))
 
     def tenants(self) -> list[str]:
-        return sorted({name.tenant for name in self._published(self._names())})
+        return sorted({name.tenant for name in self._look.published(self._look.names())})
 
     def adapters(self, tenant: str) -> list[AdapterName]:
-        return sorted(self._published(name for name in self._names() if name.tenant == tenant))
+        return sorted(self._look.published(name for name in self._look.names() if name.tenant == tenant))
 
     def numbers(self, name: AdapterName) -> list[int]:
-        return list(self._numbered(name, self._refs(name)))
+        return list(self._look.numbered(name, self._look.refs(name)))
 
     def version(self, name: AdapterName, number: int) -> Version:
-        return self._version(name, number, self._state(name))
+        return self._look.version(name, number, self._look.state(name))
 
     def versions(self, name: AdapterName, *, limit: int | None = None) -> list[Version]:
-        return self._versions(name, self._state(name), limit)
+        return self._look.versions(name, self._look.state(name), limit)
 
     def logs(self, name: AdapterName, *, limit: int | None = None) -> Logs:
-        return logs_of(self._state(name).log, limit)
+        return logs_of(self._look.state(name).log, limit)
 
     def overview(self, tenant: str) -> list[Overview]:
         return side_by_side(self._overview, self.adapters(tenant))
 
     def _overview(self, name: AdapterName) -> Overview:
-        state = self._state(name)
+        state = self._look.state(name)
         return Overview(
             name=name,
             versions=tuple(
                 rules.summary(version, state.log.evaluations.get(version.record.version, ()))
-                for version in self._versions(name, state)
+                for version in self._look.versions(name, state)
             ),
             channels={channel: moves[0].targets for channel, moves in sorted(state.log.moves.items())},
         )
@@ -169,11 +169,11 @@ class HubRegistry:
     # ── channels ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def channels(self, name: AdapterName) -> dict[str, ChannelMove]:
-        return {channel: moves[0] for channel, moves in sorted(self._state(name).log.moves.items())}
+        return {channel: moves[0] for channel, moves in sorted(self._look.state(name).log.moves.items())}
 
     def channel_log(self, name: AdapterName, channel: str, *, limit: int | None = None) -> list[ChannelMove]:
         check_channel(channel)
-        return list(moves_of(name, channel, self._state(name).log)[:limit])
+        return list(moves_of(name, channel, self._look.state(name).log)[:limit])
 
     def set_channel(
         self,
@@ -189,7 +189,7 @@ class HubRegistry:
     ) -> ChannelMove:
         check_channel(channel)
         check_weights(targets)
-        state = self._state(name)
+        state = self._look.state(name)
         first = state.log.newest_move(channel)
         known = expected if expected is not None else first.seq if first else 0
         op = uuid.uuid4().hex
@@ -216,7 +216,7 @@ class HubRegistry:
         expected: int | None = None,
     ) -> ChannelMove:
         check_channel(channel)
-        state = self._state(name)
+        state = self._look.state(name)
         known = expected if expected is not None else moves_of(name, channel, state.log)[0].seq
         op = uuid.uuid4().hex
 
@@ -236,7 +236,7 @@ class HubRegistry:
         return self._change(name, op, step, state)
 
     def _target(self, name: AdapterName, number: int, weight: int, state: State) -> Target:
-        found = rules.usable(self._version(name, number, state), asked=f"{name}@{number}")
+        found = rules.usable(self._look.version(name, number, state), asked=f"{name}@{number}")
         return Target(number, found.record.digest, weight)
 
     # ── statuses, evaluations, signatures ────────────────────────────────────────────────────────────────────
@@ -245,12 +245,12 @@ class HubRegistry:
         op = uuid.uuid4().hex
 
         def step(state: State) -> tuple[Log, StatusChange]:
-            self._version(name, version, state)
+            self._look.version(name, version, state)
             current = state.log.newest_status(version)
             change = rules.next_status(name, version, current, status, who=who, why=why)
             return state.log if change is current else state.log.with_status(version, change, op=op), change
 
-        return self._change(name, op, step, self._state(name))
+        return self._change(name, op, step, self._look.state(name))
 
     def status_log(self, name: AdapterName, version: int) -> list[StatusChange]:
         return list(self._having(name, version).log.statuses.get(version, ()))
@@ -269,7 +269,7 @@ class HubRegistry:
 
         def step(state: State) -> tuple[Log, Evaluation]:
             evaluation = rules.next_evaluation(
-                self._version(name, version, state),
+                self._look.version(name, version, state),
                 len(state.log.evaluations.get(version, ())),
                 suite=suite,
                 metrics=metrics,
@@ -278,7 +278,7 @@ class HubRegistry:
             )
             return state.log.with_evaluation(version, evaluation, op=op), evaluation
 
-        return self._change(name, op, step, self._state(name))
+        return self._change(name, op, step, self._look.state(name))
 
     def evaluations(self, name: AdapterName, version: int) -> list[Evaluation]:
         return list(self._having(name, version).log.evaluations.get(version, ()))
@@ -289,16 +289,16 @@ class HubRegistry:
             record.name,
             op,
             lambda state: (state.log.with_signature(record.digest, signature, op=op), None),
-            self._state(record.name),
+            self._look.state(record.name),
         )
 
     def signatures(self, record: Record) -> list[Signature]:
-        there = self._state(record.name).log.signatures.get(record.digest, {})
+        there = self._look.state(record.name).log.signatures.get(record.digest, {})
         return [Signature(key, bundle) for key, bundle in sorted(there.items())]
 
     def _having(self, name: AdapterName, number: int) -> State:
         """Raises NotFound where the adapter has no such version; its record is not read."""
-        state = self._state(name)
+        state = self._look.state(name)
         if number not in state.numbers:
             raise rules.no_version(name, number)
         return state
@@ -310,7 +310,7 @@ class HubRegistry:
 
         A cursor tells of each adapter its newest version and the length of its log.
         """
-        states = dict(side_by_side(lambda name: (name, self._state(name)), self.adapters(tenant)))
+        states = dict(side_by_side(lambda name: (name, self._look.state(name)), self.adapters(tenant)))
         seen: dict[str, list[int]] | None = parse_json(cursor.encode(), what="a cursor") if cursor else None
         position = {name.adapter: [max(s.numbers), len(s.log.done)] for name, s in states.items()}
         events: list[Event] = []
@@ -321,7 +321,7 @@ class HubRegistry:
     # ── tenants ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def delete_tenant(self, tenant: str, *, who: str, why: str = "") -> None:
-        repos = [layout.repository(self._hub.org, name) for name in self._names() if name.tenant == tenant]
+        repos = [layout.repository(self._hub.org, name) for name in self._look.names() if name.tenant == tenant]
         gone = self._publisher.is_gone(tenant)
         if not repos and not gone:
             raise NotFound(f"there is no tenant {tenant!r} in {self.url}", hint="ah ls")
@@ -348,96 +348,6 @@ class HubRegistry:
                     return
         raise _crowded(book)
 
-    # ── a repository at one moment ───────────────────────────────────────────────────────────────────────────
-
-    def _state(self, name: AdapterName) -> State:
-        """Raises NotFound for an adapter without a version."""
-        refs = self._refs(name)
-        return self._state_of(name, refs)
-
-    def _state_of(self, name: AdapterName, refs: Refs) -> State:
-        numbers = self._numbered(name, refs)
-        head = refs.branches[layout.LOG_BRANCH]
-        repo = layout.repository(self._hub.org, name)
-        try:
-            data = self._bytes(repo, head, layout.LOG)
-        except NotFound:
-            return State(numbers, Log(), head)
-        return State(numbers, log_from_bytes(data, where=f"{layout.LOG} of {repo}"), head)
-
-    def _refs(self, name: AdapterName) -> Refs:
-        try:
-            return self._hub.refs(layout.repository(self._hub.org, name))
-        except NoRepository as error:
-            raise self._no_adapter(name) from error
-
-    def _numbered(self, name: AdapterName, refs: Refs) -> dict[int, str]:
-        numbers = numbers_of(refs)
-        if not numbers:
-            raise self._no_adapter(name)
-        return numbers
-
-    def _no_adapter(self, name: AdapterName) -> NotFound:
-        if not self._hub.has_token():
-            return NotFound(
-                f"there is no adapter {name} in {self.url} that everybody may see", why="no token is set", hint=LOGIN
-            )
-        if self.adapters(name.tenant):
-            return NotFound(f"there is no adapter {name} in {self.url}", hint=f"ah ls {name.tenant}")
-        return NotFound(f"there is no tenant {name.tenant!r} in {self.url}", hint="ah ls")
-
-    def _version(self, name: AdapterName, number: int, state: State) -> Version:
-        if number not in state.numbers:
-            raise rules.no_version(name, number)
-        return rules.with_status(self._record(name, number, state.numbers[number]), state.log.newest_status(number))
-
-    def _versions(self, name: AdapterName, state: State, limit: int | None = None) -> list[Version]:
-        return side_by_side(partial(self._version, name, state=state), list(state.numbers)[:limit])
-
-    def _record(self, name: AdapterName, number: int, commit: str) -> Record:
-        repo = layout.repository(self._hub.org, name)
-        try:
-            record = Record.from_bytes(self._bytes(repo, commit, layout.RECORD))
-        except NotFound as error:
-            raise IntegrityError(
-                f"{name}@{number} has no record",
-                why=f"the tag {layout.tag(number)} of {repo} was made or moved by hand",
-                hint="delete that tag on the Hub",
-            ) from error
-        if (record.name, record.version) != (name, number):
-            raise IntegrityError(
-                f"the record of {name}@{number} is that of {record.ref}",
-                why=f"the repository {repo} was renamed, or a tag moved by hand",
-                hint="undo that on the Hub",
-            )
-        return record
-
-    def _bytes(self, repo: str, commit: str, path: str) -> bytes:
-        """A file at a commit: it never changes."""
-        key = repo, commit, path
-        if key not in self._read:
-            if len(self._read) >= _KEPT:
-                self._read.clear()
-            self._read[key] = self._hub.read(repo, path, commit)
-        return self._read[key]
-
-    def _names(self) -> list[AdapterName]:
-        """All repositories whose name an adapter can have."""
-        return [name for name in map(layout.adapter_of, self._hub.repositories()) if name]
-
-    def _published(self, names: Iterable[AdapterName]) -> list[AdapterName]:
-        """Those with at least one version."""
-
-        def refs(name: AdapterName) -> Refs | None:
-            try:
-                return self._hub.refs(layout.repository(self._hub.org, name))
-            except NoRepository:
-                return None  # deleted since it was listed
-
-        chosen = list(names)
-        found = zip(chosen, side_by_side(refs, chosen), strict=True)
-        return [name for name, its in found if its and numbers_of(its)]
-
     # ── compare and swap ─────────────────────────────────────────────────────────────────────────────────────
 
     def _change(self, name: AdapterName, op: str, step: Callable[[State], tuple[Log, T]], state: State) -> T:
@@ -463,7 +373,7 @@ class HubRegistry:
                 )
             except (Busy, Stale):
                 self._pause(attempt)
-                state = self._state(name)
+                state = self._look.state(name)
             else:
                 return result
         raise _crowded(repo)
