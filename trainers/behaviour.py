@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter that a traini
 
 
 class Behaviour:
-    """Counts tokens, knows LoRA+, saves the trained adapter alone, and writes no model cards."""
+    """Counts tokens, knows LoRA+, saves the trained adapter alone, writes no model cards, tells nobody."""
 
     tokens_seen = 0
     loraplus_lr_ratio: float | None = None
@@ -41,6 +42,15 @@ class Behaviour:
         # Where a checkpoint has adapters in subfolders, transformers loads those and not the trained one beside them;
         # the reference is made again from the adapter that the training began with.
         shutil.rmtree(Path(output_dir or self.args.output_dir) / REFERENCE, ignore_errors=True)
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the base makes logits at some positions only, where it is asked to."""
+        parameters = inspect.signature(type(self.model.get_base_model()).forward).parameters
+        return "logits_to_keep" in parameters
+
+    def _send_telemetry(self) -> None:
+        """TRL tells its makers of each training; ours are nobody's business."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The run's report says more."""

@@ -48,19 +48,21 @@ def reference_free_trainer(
     return trainer
 
 
-def mean_log_probabilities(model: Any, batch: Mapping[str, Any]) -> Any:
-    """Of a token of each answer, of shape (answers,); logits are made at trained positions only."""
+def mean_log_probabilities(model: Any, batch: Mapping[str, Any], *, trained_only: bool) -> Any:
+    """Of a token of each answer, of shape (answers,).
+
+    Args:
+        trained_only: make logits where an answer stands and nowhere else; not every base can.
+    """
     import torch
 
     labels = batch["labels"][:, 1:]  # the token after each position
     positions = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
+    only = {"logits_to_keep": positions} if trained_only else {}
     labels = labels[:, positions]
-    logits = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        use_cache=False,
-        logits_to_keep=positions,
-    ).logits
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    logits = model(**inputs, use_cache=False, **only).logits
+    logits = logits if trained_only else logits[:, positions]
     flat = torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
     )
@@ -84,7 +86,7 @@ def _trainer_class() -> Any:
         ) -> Any:
             if model.training:
                 self.tokens_seen += int(inputs["attention_mask"].sum())
-            chosen, rejected = mean_log_probabilities(model, inputs).chunk(2)
+            chosen, rejected = mean_log_probabilities(model, inputs, trained_only=self.takes_positions).chunk(2)
             if self.config.rl == "orpo":
                 weight = self.config.orpo_alpha
                 losses = orpo_loss(chosen, rejected, weight=weight)

@@ -70,7 +70,7 @@ def _trainer_class() -> Any:
             if model.training:
                 mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
                 self.tokens_seen += int(mask.sum()) if mask is not None else tokens_in(positions)
-            if inputs["input_ids"].is_cuda or return_outputs or not self._takes_positions:
+            if inputs["input_ids"].is_cuda or return_outputs or not self.takes_positions:
                 return SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
             labels = inputs["labels"][:, 1:]  # the token after each position
             positions = (labels != -100).any(dim=0).nonzero()[:, 0]
@@ -84,12 +84,5 @@ def _trainer_class() -> Any:
                 logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
             )
             return total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
-
-        @property
-        def _takes_positions(self) -> bool:
-            import inspect
-
-            parameters = inspect.signature(type(self.model.get_base_model()).forward).parameters
-            return "logits_to_keep" in parameters
 
     return Trainer

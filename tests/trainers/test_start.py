@@ -151,7 +151,7 @@ def test_the_reference_is_the_adapter_that_a_training_goes_on_from(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("initial", ["pissa", "olora", "pissa_niter_4"])
+@pytest.mark.parametrize("initial", ["pissa_niter_4", "olora"])
 def test_initial_values_that_change_the_base_are_converted_for_the_untouched_one(
     initial: str, write_config: Writer, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
