@@ -22,7 +22,7 @@ from starlette.routing import Route
 from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import AdapterHubError, IntegrityError
 from adapterhub.manifest import Record
-from adapterhub.refs import AdapterName
+from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Registry, rollouts
 from adapterhub.registry.cache import Cache
 from adapterhub.registry.signing import sign
@@ -604,6 +604,7 @@ async def test_a_load_that_takes_too_long_goes_on_and_says_when_to_come_again(
     client: httpx.AsyncClient, replica: Replica, publish: Publish, engine: Any
 ) -> None:
     publish()
+    await replica.rollout.deployment(AdapterRef.parse("acme/support"))  # what is looked up has as long as a load
     replica.config = replace(replica.config, load_seconds=0.01)
     engine.gate.clear()
     answer = await chat(client)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,6 +107,19 @@ class TestLog:
     def test_off_where_the_log_is_for_people(self) -> None:
         assert LOGGING["loggers"]["adapterhub.requests"]["level"] == "WARNING"
         assert "adapterhub.requests" not in LOGGING_JSON["loggers"]
+
+    def test_every_process_of_the_engine_can_write_it(self) -> None:
+        program = (
+            "import logging.config\n"
+            "from adapterhub.serving.arguments import LOGGING_JSON\n"
+            "logging.config.dictConfig(LOGGING_JSON)\n"
+            "logging.getLogger('adapterhub.requests').info('one', extra={'fields': {'tokens_in': 3}})\n"
+            "logging.getLogger('vllm.engine').info('two')\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        one, two = map(json.loads, done.stderr.splitlines())
+        assert (one["logger"], one["tokens_in"]) == ("adapterhub.requests", 3)
+        assert (two["logger"], two["message"]) == ("vllm.engine", "two")
 
     def test_a_record_with_a_stack_trace_and_what_a_person_is_told_of_it(self) -> None:
         try:
