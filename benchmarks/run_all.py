@@ -23,6 +23,8 @@ NOT_BENCHMARKS = {
     "soak.py",
     "models.py",
     "lora_configurations.py",
+    "trainings.py",
+    "plain_trl.py",
 }
 
 

@@ -41,9 +41,12 @@ def load_model(prepared: Prepared) -> Any:
 
 
 def in_bfloat16(config: TrainConfig) -> bool:
+    """Weights and products in bfloat16. On a CPU only where the config was read for one that has it: else "auto"."""
     import torch
 
-    return bool(config.bf16) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if torch.cuda.is_available():
+        return bool(config.bf16) and torch.cuda.is_bf16_supported()
+    return config.bf16 is True
 
 
 def with_start(model: Any, prepared: Prepared) -> Any:

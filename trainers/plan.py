@@ -41,7 +41,8 @@ def plan(config: TrainConfig, base_config: Mapping[str, Any], *, gpu: bool, limi
     """Plan a training on one device.
 
     Args:
-        gpu: bfloat16 with the loss in chunks; otherwise float32 with the loss at trained positions.
+        gpu: bfloat16 with the loss in chunks; otherwise the loss at trained positions, in float32 unless the config was
+            read for a CPU that multiplies bfloat16.
         limit: bytes of the device; None: not asked whether it fits.
 
     Raises ConfigError for targets that the base does not have, Unsupported for a config of no language model.
@@ -88,14 +89,15 @@ def base_config(name: str, *, revision: str | None = None) -> Mapping[str, Any]:
 
 
 def _setup(config: TrainConfig, *, gpu: bool) -> Setup:
+    half = gpu or config.bf16 is True
     eight_bit = config.optimizer.endswith("8bit")
     return Setup(
         rank=config.lora_r,
         micro_batch=config.micro_batch_size,
         tokens=config.sequence_len,
         targets=config.lora_target_modules,
-        base_bits=4 if config.load_in_4bit else 8 if config.load_in_8bit else 16 if gpu else 32,
-        compute_bytes=2 if gpu else 4,
+        base_bits=4 if config.load_in_4bit else 8 if config.load_in_8bit else 16 if half else 32,
+        compute_bytes=2 if half else 4,
         optimizer="adam8bit" if eight_bit else "adam" if "adam" in config.optimizer else config.optimizer,
         checkpointing=config.gradient_checkpointing,
         eager_attention=config.attn_implementation == "eager",

@@ -75,6 +75,18 @@ def test_a_gpu_takes_the_same_file_at_its_word() -> None:
     assert "approximated" not in fates(reading).values()
 
 
+def test_a_cpu_that_multiplies_bfloat16_does() -> None:
+    for machine, kind, used in (
+        (Machine(bf16=True), "honoured", True),
+        (Machine(bf16=False), "approximated", False),
+    ):
+        reading = read_config(parse_yaml(SEED, source="config.yml"), machine=machine)
+        assert (fates(reading)["bf16"], reading.config.bf16) == (kind, used)
+        assert read_config(parse_yaml(SMALLEST, source="config.yml"), machine=machine).config.bf16 is used
+        off = read_config(parse_yaml(SMALLEST + "bf16: false", source="config.yml"), machine=machine)
+        assert (fates(off)["bf16"], off.config.bf16) == ("honoured", False)
+
+
 @pytest.mark.parametrize(("task", "rank"), [("style", 8), ("domain", 16), ("reasoning", 64), ("full", 128)])
 def test_a_task_sets_the_rank(task: str, rank: int) -> None:
     assert read(SMALLEST + f"adapterhub: {{task: {task}}}").config.lora_r == rank

@@ -14,15 +14,17 @@ class Machine:
     """What the fate of a key depends on."""
 
     gpu: bool = False
+    bf16: bool = False  # multiplies bfloat16 in hardware: what has no such unit trains slower in it than in float32
 
     @classmethod
     def here(cls) -> Machine:
         """Looks before it imports torch: a machine without the driver answers at once."""
         if not Path("/dev/nvidiactl").exists():
-            return cls(gpu=False)
+            return cls(gpu=False, bf16=_cpu_has_bfloat16())
         import torch
 
-        return cls(gpu=torch.cuda.is_available())
+        gpu = torch.cuda.is_available()
+        return cls(gpu=gpu, bf16=torch.cuda.is_bf16_supported() if gpu else _cpu_has_bfloat16())
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class KeyFate:
     kind: Kind
     note: str = ""
     where: str = ""  # config.yml:3:1, or the flag
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:  # not Linux
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def shown(value: Any) -> str:

@@ -303,7 +303,7 @@ class _Reader:
             changes[key] = tuple(replace(s, chat_template=None, chat_template_jinja=None) for s in found)
         changes["attn_implementation"] = attention(read, self.machine)
         if not self.machine.gpu:
-            changes |= {"bf16": False, "fp16": False, "tf32": False}
+            changes |= {"bf16": bool(config.bf16) and self.machine.bf16, "fp16": False, "tf32": False}
             changes["optimizer"] = "adamw_torch_fused" if config.optimizer in keys.BITS_ADAM else config.optimizer
         for when in ("eval", "save"):
             if f"{when}_strategy" not in read and (f"{when}_steps" in read or f"{when}s_per_epoch" in read):

@@ -61,6 +61,12 @@ def _precision_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tu
     return "approximated", "float32: this machine has no GPU"
 
 
+def _bfloat16_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    if machine.bf16 and not machine.gpu and value is not False:
+        return "honoured", f"{shown(value)}: this CPU multiplies bfloat16"
+    return _precision_fate(value, read, machine)
+
+
 def _optimizer_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
     if value in BITS_ADAM and not machine.gpu:
         return "approximated", "AdamW in float32: this machine has no GPU; an adapter's optimizer is small anyway"
@@ -270,7 +276,8 @@ RULES: Mapping[str, Rule] = {
         ("attn_implementation", "flash_attention", "sdp_attention", "eager_attention", "flex_attention"),
         _attention_fate,
     ),
-    **dict.fromkeys(("bf16", "fp16", "tf32"), _precision_fate),
+    "bf16": _bfloat16_fate,
+    **dict.fromkeys(("fp16", "tf32"), _precision_fate),
     "optimizer": _optimizer_fate,
     "sample_packing": _packing_fate,
     "model_type": _auto_class_fate("AutoModelForCausalLM"),
