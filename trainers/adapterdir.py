@@ -15,14 +15,17 @@ from adapterhub.trainers.ends import GENERATION, generation_config
 from adapterhub.trainers.prepare import Prepared
 
 
-def save_adapter(model: Any, folder: Path, prepared: Prepared) -> None:
-    """Whole or not at all, and the same bytes for the same training: no path of this machine, sorted names."""
+def save_adapter(model: Any, folder: Path, prepared: Prepared, *, weights: Any = None) -> None:
+    """Whole or not at all, and the same bytes for the same training: no path of this machine, sorted names.
+
+    ``weights``: the model's state, where it was sharded over processes and has been gathered.
+    """
     unfinished, final = folder / (ADAPTER + ".tmp"), folder / ADAPTER
     shutil.rmtree(unfinished, ignore_errors=True)
     if changes_the_base(prepared.config.peft_init_lora_weights):
         save_converted(model, unfinished, folder)
     else:
-        model.save_pretrained(str(unfinished), selected_adapters=["default"])
+        model.save_pretrained(str(unfinished), selected_adapters=["default"], state_dict=weights)
     (unfinished / "README.md").unlink(missing_ok=True)
     file = unfinished / CONFIG
     config = json.loads(file.read_bytes())

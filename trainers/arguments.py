@@ -10,6 +10,7 @@ from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.model import in_bfloat16
 from adapterhub.trainers.packing import packs
 from adapterhub.trainers.prepare import Prepared
+from adapterhub.trainers.processes import Place
 from adapterhub.trainers.watch import CHECKPOINTS
 
 
@@ -75,11 +76,11 @@ def arguments(prepared: Prepared, folder: Path) -> dict[str, Any]:
 
 
 def total_steps(prepared: Prepared) -> int:
-    config = prepared.config
+    config, world = prepared.config, Place.here().world
     rows = prepared.train.rows
     if config.sample_packing:
         rows = len(packs(prepared.train.examples, capacity=config.sequence_len))
-    batches = math.ceil(rows / config.micro_batch_size)
+    batches = math.ceil(rows / (config.micro_batch_size * world))
     per_epoch = max(1, math.ceil(batches / config.gradient_accumulation_steps))
     return config.max_steps or math.ceil(config.num_epochs * per_epoch)
 

@@ -22,6 +22,7 @@ BLOCK = (
     "description",
     "labels",
     "skip_bad_rows",
+    "num_processes",
     "allow_unservable",
 )  # keys of the adapterhub: block
 MESSAGE_PROPERTIES = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
@@ -113,6 +114,7 @@ class TrainConfig:
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     skip_bad_rows: int = 0  # of all data files together
+    num_processes: int = 1  # each takes micro_batch_size rows a step
     allow_unservable: bool = False  # train what only `ah export` can use
     # model
     model_revision: str | None = None

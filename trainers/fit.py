@@ -26,6 +26,7 @@ from adapterhub.trainers.events import Listener, Stage
 from adapterhub.trainers.model import keep_precision, load_model, trained_parameters, with_start
 from adapterhub.trainers.preference import preference_trainer
 from adapterhub.trainers.prepare import Prepared
+from adapterhub.trainers.processes import Place, gathered, summed
 from adapterhub.trainers.quiet import quiet
 from adapterhub.trainers.referencefree import reference_free_trainer
 from adapterhub.trainers.sft import sft_trainer
@@ -71,7 +72,8 @@ def fit(prepared: Prepared, folder: Path, *, on_event: Listener, resume: bool = 
     """
     ready_trackers(prepared.config, folder)
     on_event(Stage("loading torch"))
-    with quiet(folder / LOG):
+    place = Place.here()
+    with quiet(folder / (LOG if place.first else f"train.{place.rank}.log")):
         try:
             return _fit(prepared, folder, on_event, resume)
         except ImportError as error:  # bitsandbytes for QLoRA, an attention kernel
@@ -84,7 +86,7 @@ def fit(prepared: Prepared, folder: Path, *, on_event: Listener, resume: bool = 
 def _fit(prepared: Prepared, folder: Path, on_event: Listener, resume: bool) -> Fitted:
     from transformers import set_seed
 
-    config = prepared.config
+    config, place = prepared.config, Place.here()
     set_seed(config.seed)
     on_event(Stage(f"loading {prepared.base.name}"))
     model = with_start(load_model(prepared), prepared)
@@ -96,17 +98,20 @@ def _fit(prepared: Prepared, folder: Path, on_event: Listener, resume: bool) -> 
     keep_precision(trainer.model, before)
     watch.trainer = trainer
     remove_printers(trainer)
-    if changes_the_base(config.peft_init_lora_weights):
+    if changes_the_base(config.peft_init_lora_weights) and place.first:
         keep_initial(trainer.model, folder, resumed=resume)
     checkpoint = last_checkpoint(folder) if resume else None
-    forget_after(folder / METRICS, int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0)
+    if place.first:
+        forget_after(folder / METRICS, int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0)
     with stop_on_signal(watch):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - watch.began
     watch.raise_if_stopped(folder)
     evaluation = _evaluation(trainer, watch, prepared, folder)
-    save_adapter(trainer.model, folder, prepared)
-    return Fitted(result.global_step, mean_loss(folder / METRICS), evaluation, seconds, trainer.tokens_seen)
+    tokens, weights = summed(trainer, trainer.tokens_seen), gathered(trainer)
+    if place.first:
+        save_adapter(trainer.model, folder, prepared, weights=weights)
+    return Fitted(result.global_step, mean_loss(folder / METRICS), evaluation, seconds, tokens)
 
 
 def trainer_of(config: TrainConfig) -> Any:
@@ -120,7 +125,10 @@ def _evaluation(trainer: Any, watch: Any, prepared: Prepared, folder: Path) -> M
     """What was measured of the weights that are kept."""
     if not prepared.evaluation:
         return {}
+    # Only the first process has written lines to look it up in.
     best = trainer.state.best_metric if prepared.config.load_best_model_at_end else None
+    if best is not None and not Place.here().first:
+        return {}
     if best is not None:
         lines = [line for line in read_metrics(folder / METRICS) if line.get("eval_loss") is not None]
         line = min(lines, key=lambda line: abs(line["eval_loss"] - best))

@@ -29,6 +29,7 @@ from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.dialect import KeyFate, Reading, read_config, read_yaml
 from adapterhub.trainers.events import Listener, Stage, ignore
 from adapterhub.trainers.fit import Fitted, fit, last_checkpoint
+from adapterhub.trainers.launch import launch
 from adapterhub.trainers.lineage import data_hashes, portable
 from adapterhub.trainers.prepare import Prepared, prepare
 from adapterhub.trainers.report import write_report
@@ -167,7 +168,8 @@ def _fitted(
     while True:
         smaller = smaller_batch(prepared.config) if auto_batch else None
         try:
-            return prepared, fit(prepared, folder, on_event=on_event, resume=resume)
+            start = launch if prepared.config.num_processes > 1 else fit
+            return prepared, start(prepared, folder, on_event=on_event, resume=resume)
         except OutOfMemory:
             if smaller is None:
                 raise

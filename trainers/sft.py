@@ -83,6 +83,9 @@ def _trainer_class() -> Any:
             total = torch.nn.functional.cross_entropy(
                 logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
             )
-            return total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
+            if num_items_in_batch is None:
+                return total / (labels != -100).sum()
+            # The count is that of all processes, and their gradients are averaged.
+            return total / num_items_in_batch * self.args.world_size
 
     return Trainer

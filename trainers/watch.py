@@ -15,6 +15,7 @@ from typing import Any
 from adapterhub.errors import RunFailed
 from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.events import Evaluated, Listener, Stage, Started, Step
+from adapterhub.trainers.processes import Place, any_of, summed
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -76,6 +77,7 @@ def watch_class() -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.step = state.global_step
+            self.stop = any_of(self.trainer, self.stop)
             if self.stop:
                 control.should_save = control.should_training_stop = True
 
@@ -92,9 +94,9 @@ def watch_class() -> Any:
 
         def _step(self, state: Any, control: Any, logs: Any) -> None:
             now, step, loss = time.monotonic(), state.global_step, float(logs["loss"])
-            tokens = self.trainer.tokens_seen - self.tokens_before
-            speed = tokens / max(now - self.last, 1e-9)
-            self.last, self.tokens_before = now, self.trainer.tokens_seen
+            seen = summed(self.trainer, self.trainer.tokens_seen)
+            speed = (seen - self.tokens_before) / max(now - self.last, 1e-9)
+            self.last, self.tokens_before = now, seen
             if not math.isfinite(loss):
                 self.broken = (step, loss)
                 control.should_training_stop = True
@@ -114,7 +116,7 @@ def watch_class() -> Any:
                     "loss": loss if math.isfinite(loss) else None,
                     "learning_rate": rate,
                     "grad_norm": gradient if math.isfinite(gradient) else None,
-                    "tokens": self.trainer.tokens_seen,
+                    "tokens": seen,
                     "tokens_per_second": round(speed, 1),
                     "seconds": round(now - self.began, 3),
                     **_rewards(logs, ""),
@@ -123,6 +125,8 @@ def watch_class() -> Any:
             self.on_event(Step(step, self.total, state.epoch or 0.0, loss, rate, speed, left))
 
         def _write(self, line: dict[str, Any]) -> None:
+            if not Place.here().first:
+                return
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
@@ -167,18 +171,25 @@ def remove_printers(trainer: Any) -> None:
 
 @contextlib.contextmanager
 def stop_on_signal(watch: Any) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the training after the step at hand; the second one ends it at once."""
+    """The first Ctrl-C or SIGTERM ends the training after the step at hand; the second one ends it at once.
+
+    One of several processes is told by the one that started it, and only once: `trainers.launch`.
+    """
+    several = Place.here().world > 1
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: Any) -> None:
-        if watch.stop:
+        if watch.stop and not several:
             raise KeyboardInterrupt
         watch.stop = True
+        if several:
+            return
         watch.on_event(Stage("stopping after this step; once more to stop at once"))
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = (signal.SIGTERM,) if several else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:

@@ -69,6 +69,10 @@ def train(
     skip_bad_rows: Annotated[
         int | None, typer.Option("--skip-bad-rows", metavar="N", help="Leave out up to N bad rows, and name them.")
     ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num-processes", metavar="N", help="Train in N processes, one a GPU; each takes --batch rows."),
+    ] = None,
     allow_unknown_keys: Annotated[
         bool, typer.Option("--allow-unknown-keys", help="Note unknown keys instead of refusing them.")
     ] = False,
@@ -88,6 +92,7 @@ def train(
             ("adapterhub.name", "--name", name),
             ("adapterhub.task", "--task", task),
             ("adapterhub.skip_bad_rows", "--skip-bad-rows", skip_bad_rows),
+            ("adapterhub.num_processes", "--num-processes", num_processes),
             ("output_dir", "--out", str(folder) if folder else None),
             ("lora_model_dir", "--from", start),
             ("lora_r", "--rank", rank),

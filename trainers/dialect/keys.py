@@ -247,6 +247,7 @@ BLOCK_KEYS: Mapping[str, Reader] = {
     "description": text,
     "labels": names,
     "skip_bad_rows": whole(),
+    "num_processes": whole(1),
     "allow_unservable": flag,
 }
 

@@ -1,0 +1,119 @@
+"""One training in two processes: the same loss as one with twice the accumulation; and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from adapterhub.errors import RunFailed
+from adapterhub.trainers import prepare, read_config, read_run, read_yaml, resume, train
+from adapterhub.trainers.events import Event, Stage, Step
+from adapterhub.trainers.run import Result
+
+pytestmark = pytest.mark.slow
+
+Writer = Callable[..., Path]
+TWO = {"adapterhub": {"name": "acme/support", "num_processes": 2}}
+KEYS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "bf16": False}
+
+
+def trained(config: Path, **options: Any) -> Result:
+    reading = read_config(read_yaml(config))
+    return train(reading, prepare(reading.config, beside={"datasets": config.parent}), **options)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+def test_two_processes_train_as_one_with_twice_the_accumulation(
+    write_config: Writer, tmp_path: Path, events: list[Event]
+) -> None:
+    one = trained(write_config(**KEYS, gradient_accumulation_steps=2, output_dir=str(tmp_path / "one")))
+    two = trained(write_config(**KEYS, **TWO, output_dir=str(tmp_path / "two")), on_event=events.append)
+    assert losses(two.folder) == pytest.approx(losses(one.folder), abs=1e-3)
+    assert two.fitted.tokens == one.fitted.tokens
+    assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 3, 4]  # heard once
+    ours, theirs = (load_file(r.adapter / "adapter_model.safetensors") for r in (two, one))
+    for name, values in theirs.items():
+        assert ours[name] == pytest.approx(values, abs=1e-3)
+    assert len(list((two.folder / "checkpoints").iterdir())) == 2
+    assert "num_processes: 2" in (two.folder / "config.resolved.yml").read_text()
+
+
+def test_a_killed_process_ends_all_and_the_run_goes_on(write_config: Writer, tmp_path: Path) -> None:
+    whole = trained(write_config(**KEYS, **TWO, output_dir=str(tmp_path / "whole")))
+    started: list[int] = []
+
+    def kill_one(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 3:
+            started.extend(children())
+            os.kill(started[-1], signal.SIGKILL)
+
+    folder = tmp_path / "killed"
+    config = write_config(**{**KEYS, "max_steps": 400}, **TWO, output_dir=str(folder))
+    with pytest.raises(RunFailed, match=r"process \d of the training was ended by SIGKILL") as caught:
+        trained(config, on_event=kill_one)
+    assert caught.value.hint == f"ah train --resume {folder}"
+    assert not set(started) & set(children())
+    resolved = folder / "config.resolved.yml"
+    resolved.write_text(resolved.read_text().replace("max_steps: 400", "max_steps: 4"))
+    for later in (folder / "checkpoints").iterdir():
+        if later.name != "checkpoint-2":
+            for file in later.iterdir():
+                file.unlink()
+    resume(folder, read_run(folder))
+    assert losses(folder)[:2] + losses(folder)[-2:] != []
+    assert len(losses(folder)) == len(losses(whole.folder))
+
+
+def children() -> list[int]:
+    """Processes of a training that this one started."""
+    found = []
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+    return found
+
+
+def test_ctrl_c_saves_one_checkpoint_and_ends_all(write_config: Writer, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    keys = {**KEYS, "max_steps": 4000, "save_steps": 4000}
+    config = write_config(**keys, **TWO, output_dir=str(folder))
+    command = [sys.executable, "-m", "adapterhub.cli.main", "train", str(config)]
+    # A group of its own, so that the signal reaches all of it, as a terminal's does.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("step 1/"):
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=300) == 130
+    assert len([line for line in said if "stopping after this step" in line]) == 1
+    assert f"ah train --resume {folder}" in "".join(said)
+    assert len(list((folder / "checkpoints").iterdir())) == 1
+
+
+def test_a_bad_end_of_a_training_is_told_as_of_one_process(write_config: Writer, events: list[Event]) -> None:
+    config = write_config(**KEYS, **TWO, loss_watchdog_threshold=0.001, loss_watchdog_patience=2)
+    with pytest.raises(RunFailed, match="at step 2") as caught:
+        trained(config, on_event=events.append)
+    assert "loss_watchdog_threshold" in caught.value.why
+    assert next(e.text for e in events if isinstance(e, Stage)) == "starting 2 processes"
