@@ -11,6 +11,7 @@ from adapterhub.trainers.model import in_bfloat16
 from adapterhub.trainers.packing import packs
 from adapterhub.trainers.prepare import Prepared
 from adapterhub.trainers.processes import Place
+from adapterhub.trainers.sharding import sharding
 from adapterhub.trainers.watch import CHECKPOINTS
 
 
@@ -72,6 +73,7 @@ def arguments(prepared: Prepared, folder: Path) -> dict[str, Any]:
         "run_name": config.wandb_name or folder.name,
         "disable_tqdm": True,
         "dataloader_pin_memory": gpu,
+        **sharding(config, gpu=gpu),
     }
 
 

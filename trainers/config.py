@@ -218,6 +218,7 @@ class TrainConfig:
     fsdp_version: int | None = None
     use_ray: bool = False
     ray_num_workers: int = 1
+    resources_per_worker: Mapping[str, float] = field(default_factory=dict)  # {CPU: 4, GPU: 1}
 
     def to_yaml(self) -> str:
         """As a config that trains the same again."""

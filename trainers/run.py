@@ -31,6 +31,7 @@ from adapterhub.trainers.events import Listener, Stage, ignore
 from adapterhub.trainers.fit import Fitted, fit, last_checkpoint
 from adapterhub.trainers.launch import launch
 from adapterhub.trainers.lineage import data_hashes, portable
+from adapterhub.trainers.onray import launch_on_ray
 from adapterhub.trainers.prepare import Prepared, prepare
 from adapterhub.trainers.report import write_report
 from adapterhub.trainers.shortage import OutOfMemory, smaller_batch
@@ -166,9 +167,10 @@ def _fitted(
     folder: Path, prepared: Prepared, on_event: Listener, *, resume: bool, auto_batch: bool
 ) -> tuple[Prepared, Fitted]:
     while True:
-        smaller = smaller_batch(prepared.config) if auto_batch else None
+        config = prepared.config
+        smaller = smaller_batch(config) if auto_batch else None
         try:
-            start = launch if prepared.config.num_processes > 1 else fit
+            start = launch_on_ray if config.use_ray else launch if config.num_processes > 1 else fit
             return prepared, start(prepared, folder, on_event=on_event, resume=resume)
         except OutOfMemory:
             if smaller is None:

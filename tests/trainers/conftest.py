@@ -52,6 +52,7 @@ def write_config(tmp_path: Path, tiny_base: Path, write_rows: RowsWriter) -> Con
             "micro_batch_size": 2,
             "max_steps": 3,
             "learning_rate": 0.01,
+            "bf16": False,  # the same numbers on every CPU
             "save_strategy": "no",
             "output_dir": str(tmp_path / "run"),
             "adapterhub": {"name": "acme/support"},

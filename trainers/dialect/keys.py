@@ -30,6 +30,7 @@ from adapterhub.trainers.dialect.values import (
     precision,
     quantisation,
     ranks,
+    resources,
     roles,
     strategy,
     targets,
@@ -173,6 +174,7 @@ KEYS: Mapping[str, Reader] = {
     "fsdp_version": choice(1, 2),
     "use_ray": flag,
     "ray_num_workers": whole(1),
+    "resources_per_worker": resources,
 }
 
 TYPES = (

@@ -51,7 +51,7 @@ NO_EFFECT: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         ("ddp", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_find_unused_parameters", "local_rank",
-         "world_size", "device", "device_map", "max_memory", "gpu_memory_limit", "ray_run_name", "resources_per_worker",
+         "world_size", "device", "device_map", "max_memory", "gpu_memory_limit", "ray_run_name",
          "heads_k_stride", "ring_attn_func"),
         _PROCESSES,
     ),

@@ -284,6 +284,12 @@ class _Reader:
 
     def _derived(self, config: TrainConfig, read: Mapping[str, Any]) -> TrainConfig:
         changes: dict[str, Any] = {}
+        if config.use_ray and config.num_processes > 1:
+            raise ConfigError(
+                f"{self._where(('adapterhub', 'num_processes'))}: num_processes contradicts use_ray",
+                why="on Ray ray_num_workers says how many take part",
+                hint="take one of the two out",
+            )
         if "lora_r" not in read and config.task:
             changes["lora_r"] = RANKS[config.task]
         if read.get("lora_target_linear") or "lora_target_modules" not in read:

@@ -213,7 +213,13 @@ def _batch_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[
 def _sharding_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
     if value is False:
         return "honoured", "off"
-    return "without effect", "this training is one process on one device"
+    if machine.gpu:
+        return "honoured", shown(value)
+    return "without effect", "it shards a model over GPUs, and this machine has none"
+
+
+def _ray_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+    return ("honoured", shown(value)) if "use_ray" in read else ("without effect", "use_ray is not set")
 
 
 def _evaluated_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
@@ -302,7 +308,8 @@ RULES: Mapping[str, Rule] = {
     "gradient_checkpointing_kwargs": _checkpointing_options_fate,
     "bnb_config_kwargs": _bits_fate,
     "batch_size": _batch_fate,
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "fsdp_version", "use_ray", "ray_num_workers"), _sharding_fate),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "fsdp_version"), _sharding_fate),
+    **dict.fromkeys(("ray_num_workers", "resources_per_worker"), _ray_fate),
 }
 
 

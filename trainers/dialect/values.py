@@ -197,9 +197,15 @@ def alphas(value: Any) -> dict[str, float]:
     return _pattern(value, number(above=True))
 
 
-def _pattern(value: Any, reader: Reader) -> dict[str, Any]:
+@reads(type="object", additionalProperties={"type": "number", "exclusiveMinimum": 0})
+def resources(value: Any) -> dict[str, float]:
+    """What a Ray worker gets of each kind."""
+    return _pattern(value, number(above=True), example="GPU: 1")
+
+
+def _pattern(value: Any, reader: Reader, *, example: str = "q_proj: 8") -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-        raise ValueError("expects lines like `q_proj: 8`")
+        raise ValueError(f"expects lines like `{example}`")
     for key in value:
         try:
             re.compile(key)
