@@ -83,7 +83,7 @@ def evaluate(
             scored: dict[str, Metrics] = {}
             for subject in subjects:
                 on_event(Stage(f"evaluating {subject.label} on {len(rows)} rows"))
-                with _as(model, subject) as measured:
+                with wearing(model, subject) as measured:
                     metrics = _losses(measured, rows)
                     if scorers:
                         metrics |= _answers(measured, prepared, rows, scorers, max_new_tokens)
@@ -93,7 +93,7 @@ def evaluate(
             raise RunFailed("the evaluation broke off", why=str(error).strip().splitlines()[0]) from error
 
 
-class _as:  # noqa: N801  reads as a word: with _as(model, subject)
+class wearing:  # noqa: N801  reads as a word: with wearing(model, subject)
     """The model with the subject's adapter on it, and without it afterwards."""
 
     def __init__(self, model: Any, subject: Subject) -> None:

@@ -21,6 +21,8 @@ from adapterhub.trainers.events import Listener, Stage, ignore
 from adapterhub.trainers.fit import LOG, Fitted, fit
 from adapterhub.trainers.prepare import Prepared
 
+NOT_STARTED = "Ray did not start"
+
 
 def launch_on_ray(prepared: Prepared, folder: Path, *, on_event: Listener, resume: bool = False) -> Fitted:
     """Train on ``ray_num_workers`` workers, as `trainers.fit.fit` does in one process.
@@ -44,7 +46,10 @@ def launch_on_ray(prepared: Prepared, folder: Path, *, on_event: Listener, resum
     on_event(Stage(f"starting {prepared.config.ray_num_workers} Ray workers"))
     ours = not ray.is_initialized()
     if ours:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # Ray raises just that where its own processes do not come up
+            raise RunFailed(NOT_STARTED, why=str(error), hint="see /tmp/ray/session_latest/logs") from error
     try:
         messages = Queue(actor_options={"num_cpus": 0})
         job = {"prepared": prepared, "folder": str(where), "resume": resume, "messages": messages}

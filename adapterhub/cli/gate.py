@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub.cli.evaluate import base_of, find, keep, measured
+from adapterhub.cli.evaluate import base_of, details_of, find, keep, measured
 from adapterhub.cli.output import say
 from adapterhub.errors import RequirementUnmet, UsageError
 from adapterhub.manifest import Record
@@ -31,7 +31,7 @@ class Gate:
     def keep(self, registry: Registry, record: Record, *, who: str) -> None:
         """As the first evaluation of the version that it became."""
         scored = {str(record.ref) if label == _OURS else label: metrics for label, metrics in self.scored.items()}
-        keep(registry, record, scored, suite=SUITE, prepared=self.prepared, who=who)
+        keep(registry, record, scored, suite=SUITE, details=details_of(self.prepared), who=who)
 
 
 def passed(

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from adapterhub.errors import ConfigError, MissingDependency
+from adapterhub.errors import ConfigError, MissingDependency, RunFailed
 from adapterhub.trainers import parse_yaml, prepare, read_config, read_yaml, train
 from adapterhub.trainers.events import Event, Step
+from adapterhub.trainers.onray import NOT_STARTED
 from adapterhub.trainers.run import Result
 
 Writer = Callable[..., Path]
@@ -36,7 +37,13 @@ def losses(folder: Path) -> list[float]:
 def test_two_workers_train_as_one_process_with_twice_the_accumulation(write_config: Writer, tmp_path: Path) -> None:
     events: list[Event] = []
     one = trained(write_config(bf16=False, gradient_accumulation_steps=2, output_dir=str(tmp_path / "one")))
-    two = trained(write_config(bf16=False, **ON_RAY, output_dir=str(tmp_path / "two")), on_event=events.append)
+    config = write_config(bf16=False, **ON_RAY, output_dir=str(tmp_path / "two"))
+    try:
+        two = trained(config, on_event=events.append)
+    except RunFailed as error:
+        if error.what != NOT_STARTED:
+            raise
+        pytest.skip(f"Ray gives its own processes 15 s to come up: {error.why}")
     assert losses(two.folder) == pytest.approx(losses(one.folder), abs=1e-3)
     assert two.fitted.tokens == one.fitted.tokens
     assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 3]
