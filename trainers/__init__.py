@@ -17,6 +17,7 @@ A training passes through these files, in this order:
     watch and quiet               the trainer's events and its silence
     shapes → memory → plan        what it will take, from the base's config.json alone
     run → report                  the folder it leaves behind
+    launch, onray                 the same in several processes, here or on a Ray cluster
 
 Trainers know no registry: `ah publish RUN` reads the folder's ``run.json`` (`adapterhub.runrecord`). Importing this
 package imports no torch.

@@ -139,6 +139,14 @@ def test_training_learns_and_the_loss_is_that_of_plain_transformers(write_config
     assert found[-1][1] < 0.6 * found[0][1]
 
 
+def test_bfloat16_trains_to_about_the_same(write_config: Writer, tmp_path: Path) -> None:
+    exact = trained(write_config(max_steps=4, output_dir=str(tmp_path / "exact")))
+    half = trained(write_config(max_steps=4, output_dir=str(tmp_path / "half")), bf16=True)
+    assert [loss for _, loss in losses(half.folder)] != [loss for _, loss in losses(exact.folder)]
+    for (_, ours), (_, theirs) in zip(losses(half.folder), losses(exact.folder), strict=True):
+        assert ours == pytest.approx(theirs, rel=0.03)
+
+
 def test_accumulation_is_the_same_as_a_larger_batch(write_config: Writer, tmp_path: Path) -> None:
     config = write_config(max_steps=1, micro_batch_size=12)
     one = trained(config, output_dir=str(tmp_path / "one"))
