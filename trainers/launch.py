@@ -10,6 +10,7 @@ between GPUs (docs/decisions/0040). What was prepared travels there, so the data
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -46,6 +47,7 @@ def launch(prepared: Prepared, folder: Path, *, on_event: Listener, resume: bool
         )
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     on_event(Stage(f"starting {processes} processes"))
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with _environment(processes):
         running = multiprocessing.start_processes(
             _enter, args=(prepared, folder, resume, queue), nprocs=processes, join=False, start_method="spawn"
@@ -75,7 +77,8 @@ def _heard(running: Any, queue: Any, folder: Path, on_event: Listener) -> Fitted
                     fitted = message
                 else:
                     on_event(message)
-    if error is not None:
+    killed = ended is not None and getattr(ended, "signal_name", None) and not stopping
+    if error is not None and not killed:  # of a process that was killed, the others know only that it is gone
         raise error
     if ended is not None and stopping:
         raise KeyboardInterrupt
@@ -137,6 +140,7 @@ def _environment(processes: int) -> Iterator[None]:
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # its warnings would go past the log, to the terminal
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
     before = {name: os.environ.get(name) for name in added}

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from adapterhub.errors import RunFailed
 from adapterhub.trainers import prepare, read_config, read_run, read_yaml, resume, train
-from adapterhub.trainers.events import Event, Stage, Step
+from adapterhub.trainers.events import Event, Step
 from adapterhub.trainers.run import Result
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,8 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(
 
 
 def test_a_killed_process_ends_all_and_the_run_goes_on(write_config: Writer, tmp_path: Path) -> None:
-    whole = trained(write_config(**KEYS, **TWO, output_dir=str(tmp_path / "whole")))
+    keys = KEYS | {"max_steps": 60}  # enough that it is not over before the signal arrives
+    one = trained(write_config(**keys, gradient_accumulation_steps=2, output_dir=str(tmp_path / "one")))
     started: list[int] = []
 
     def kill_one(event: Event) -> None:
@@ -66,20 +67,12 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(write_config: Writer, tmp
             os.kill(started[-1], signal.SIGKILL)
 
     folder = tmp_path / "killed"
-    config = write_config(**{**KEYS, "max_steps": 400}, **TWO, output_dir=str(folder))
     with pytest.raises(RunFailed, match=r"process \d of the training was ended by SIGKILL") as caught:
-        trained(config, on_event=kill_one)
+        trained(write_config(**keys, **TWO, output_dir=str(folder)), on_event=kill_one)
     assert caught.value.hint == f"ah train --resume {folder}"
     assert not set(started) & set(children())
-    resolved = folder / "config.resolved.yml"
-    resolved.write_text(resolved.read_text().replace("max_steps: 400", "max_steps: 4"))
-    for later in (folder / "checkpoints").iterdir():
-        if later.name != "checkpoint-2":
-            for file in later.iterdir():
-                file.unlink()
     resume(folder, read_run(folder))
-    assert losses(folder)[:2] + losses(folder)[-2:] != []
-    assert len(losses(folder)) == len(losses(whole.folder))
+    assert losses(folder) == pytest.approx(losses(one.folder), abs=1e-3)
 
 
 def children() -> list[int]:
@@ -109,11 +102,3 @@ def test_ctrl_c_saves_one_checkpoint_and_ends_all(write_config: Writer, tmp_path
     assert len([line for line in said if "stopping after this step" in line]) == 1
     assert f"ah train --resume {folder}" in "".join(said)
     assert len(list((folder / "checkpoints").iterdir())) == 1
-
-
-def test_a_bad_end_of_a_training_is_told_as_of_one_process(write_config: Writer, events: list[Event]) -> None:
-    config = write_config(**KEYS, **TWO, loss_watchdog_threshold=0.001, loss_watchdog_patience=2)
-    with pytest.raises(RunFailed, match="at step 2") as caught:
-        trained(config, on_event=events.append)
-    assert "loss_watchdog_threshold" in caught.value.why
-    assert next(e.text for e in events if isinstance(e, Stage)) == "starting 2 processes"
