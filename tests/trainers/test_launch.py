@@ -91,14 +91,14 @@ def test_ctrl_c_saves_one_checkpoint_and_ends_all(write_config: Writer, tmp_path
     config = write_config(**keys, **TWO, output_dir=str(folder))
     command = [sys.executable, "-m", "adapterhub.cli.main", "train", str(config)]
     # A group of its own, so that the signal reaches all of it, as a terminal's does.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if line.startswith("step 1/"):
-            os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=300) == 130
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("step 1/"):
+                os.killpg(process.pid, signal.SIGINT)
+    assert process.returncode == 130
     assert len([line for line in said if "stopping after this step" in line]) == 1
     assert f"ah train --resume {folder}" in "".join(said)
     assert len(list((folder / "checkpoints").iterdir())) == 1
