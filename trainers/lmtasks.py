@@ -22,8 +22,9 @@ from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.evaluate import Metrics, Subject, wearing
 from adapterhub.trainers.events import Listener, Stage, ignore
 from adapterhub.trainers.model import load_model
-from adapterhub.trainers.prepare import Prepared, Split
+from adapterhub.trainers.prepare import Prepared
 from adapterhub.trainers.quiet import quiet
+from adapterhub.trainers.splits import Split
 from adapterhub.trainers.tokenizer import load_tokenizer
 
 
