@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.errors import ConfigError, MissingDependency, RunFailed
+from adapterhub.errors import ConfigError, MissingDependency
 from adapterhub.trainers import parse_yaml, prepare, read_config, read_yaml, train
-from adapterhub.trainers.events import Event, Step
 from adapterhub.trainers.onray import NOT_STARTED
 from adapterhub.trainers.run import Result
 
@@ -33,21 +33,18 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the ray extra is not installed")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 def test_two_workers_train_as_one_process_with_twice_the_accumulation(write_config: Writer, tmp_path: Path) -> None:
-    events: list[Event] = []
     one = trained(write_config(bf16=False, gradient_accumulation_steps=2, output_dir=str(tmp_path / "one")))
     config = write_config(bf16=False, **ON_RAY, output_dir=str(tmp_path / "two"))
-    try:
-        two = trained(config, on_event=events.append)
-    except RunFailed as error:
-        if error.what != NOT_STARTED:
-            raise
-        pytest.skip(f"Ray gives its own processes 15 s to come up: {error.why}")
-    assert losses(two.folder) == pytest.approx(losses(one.folder), abs=1e-3)
-    assert two.fitted.tokens == one.fitted.tokens
-    assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 3]
-    assert (two.adapter / "adapter_model.safetensors").is_file()
+    # A process of its own: Ray leaves files and processes open in the one that it was started in.
+    command = [sys.executable, "-m", "adapterhub.cli.main", "train", str(config), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if NOT_STARTED in done.stderr:
+        pytest.skip(f"Ray gives its own processes 15 s to come up: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(one.folder), abs=1e-3)
+    assert json.loads(done.stdout)["tokens"] == one.fitted.tokens
+    assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow
