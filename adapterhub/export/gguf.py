@@ -105,7 +105,7 @@ def export_gguf(
             why=f"it was trained with a vocabulary of {plan.config['vocab_size']} tokens, another than the base's",
             hint="export the model to a folder, and convert that with llama.cpp's convert_hf_to_gguf.py",
         )
-    arch = replace(arch, config={**base.config, **plan.config})  # a head that is no longer the embedding
+    arch = architecture({**base.config, **plan.config})  # the head may be no longer the embedding
     words = None if lora else vocabulary(choose(base.path, adapter), base.config)
     if lora:
         _check_lora(plan)
@@ -174,7 +174,7 @@ def _merged(plan: Plan, operation: Operation, arch: Architecture, name: str) -> 
         for first in range(0, count, step):
             rows = Rows(wide, first, min(first + step, count), columns)
             result[rows.first : rows.last] = np.frombuffer(arithmetic.rewrite(rows, delta), "<f4").reshape(-1, columns)
-        return arch.reorder(name, result.reshape(operation.source.shape))
+        return arch.stored(name, result.reshape(operation.source.shape))
 
     return values
 

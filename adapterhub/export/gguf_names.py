@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adapterhub.errors import MissingDependency, Unsupported
+from adapterhub.export import gguf_gemma as gemma
+from adapterhub.export.names import tied
 from adapterhub.export.tuned import rope
 
 Array = npt.NDArray[Any]
@@ -26,7 +28,7 @@ Value = int | float | str | bool
 TYPES = ("f32", "f16", "bf16", "q8_0")
 Q8_BLOCK = 32  # values under one scale; a row is made of whole blocks
 
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", **gemma.KINDS}
 _ROTATED = re.compile(r"blk\.\d+\.attn_(?P<which>q|k)\.(?:weight|bias)")
 _SKIPPED = re.compile(r".*\.rotary_emb\.inv_freq")  # a buffer that old checkpoints carry; the config says the same
 
@@ -52,7 +54,12 @@ class Architecture:
 
     @property
     def tied(self) -> bool:
-        return bool(self.config.get("tie_word_embeddings"))
+        return tied(self.config)
+
+    @property
+    def rotation(self) -> dict[str, Any]:
+        """The rotary settings."""
+        return gemma.rotation(self.config) if gemma.is_gemma(self.name) else rope(self.config)
 
     def tensor(self, name: str) -> str | None:
         """The checkpoint's name → GGUF's; None for what GGUF does not store. Raises Unsupported."""
@@ -63,6 +70,12 @@ class Architecture:
         if found is None:
             raise Unsupported(f"{name} has no place in a GGUF file", why=f"llama.cpp's {self.name} has no such tensor")
         return str(found)
+
+    def stored(self, name: str, values: Array) -> Array:
+        """A tensor as llama.cpp stores it; ``name`` is GGUF's."""
+        if gemma.is_gemma(self.name) and name.endswith("norm.weight"):
+            return values + np.float32(1)
+        return self.reorder(name, values)
 
     def reorder(self, name: str, values: Array) -> Array:
         """The rows of a tensor in llama.cpp's order; ``name`` is GGUF's, rows are outputs of the layer."""
@@ -78,18 +91,26 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     """Raises Unsupported: llama.cpp has no such model, or computes it differently; MissingDependency."""
     require_gguf()
     kind = str(config.get("model_type"))
-    why = ""
-    if kind not in _ARCHITECTURES:
+    if kind in _ARCHITECTURES:
+        found = Architecture(_ARCHITECTURES[kind], config)
+        why = _why_not(found)
+    else:
         why = f"{kind} models are not converted here; {', '.join(sorted(_ARCHITECTURES))} are"
-    elif config.get("hidden_act", "silu") != "silu":
-        why = f"hidden_act is {config['hidden_act']}, llama.cpp computes silu"
-    elif _scaling(config) not in {"default", "llama3", "linear"}:
-        why = f"rotary scaling {_scaling(config)} is not converted here"
     if why:
         raise Unsupported(
             "the model cannot be written as GGUF", why=why, hint="leave out --format, and convert the merged model"
         )
-    return Architecture(_ARCHITECTURES[kind], config)
+    return found
+
+
+def _why_not(arch: Architecture) -> str:
+    scaling = str(arch.rotation["rope_type"])
+    if scaling not in {"default", "llama3", "linear"}:
+        return f"rotary scaling {scaling} is not converted here"
+    if gemma.is_gemma(arch.name):
+        return gemma.why_not(arch.name, arch.config)
+    activation = arch.config.get("hidden_act", "silu")
+    return "" if activation == "silu" else f"hidden_act is {activation}, llama.cpp computes silu"
 
 
 def require_gguf() -> None:
@@ -102,7 +123,7 @@ def require_gguf() -> None:
 
 def hyperparameters(arch: Architecture) -> dict[str, Value]:
     """What llama.cpp must know beside the tensors, without the architecture before each key."""
-    config, settings = arch.config, rope(arch.config)
+    config, settings = arch.config, arch.rotation
     values: dict[str, Value] = {
         "block_count": int(config["num_hidden_layers"]),
         "context_length": _context(config),
@@ -119,7 +140,7 @@ def hyperparameters(arch: Architecture) -> dict[str, Value]:
     }
     if settings["rope_type"] == "linear":
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(settings["factor"])}
-    return values
+    return values | (gemma.settings(arch.name, config) if gemma.is_gemma(arch.name) else {})
 
 
 def rope_factors(arch: Architecture) -> Array | None:
@@ -127,7 +148,7 @@ def rope_factors(arch: Architecture) -> Array | None:
 
     Long waves are stretched by ``factor``, short ones not, and between the two it is interpolated.
     """
-    settings = rope(arch.config)
+    settings = arch.rotation
     if settings["rope_type"] != "llama3":
         return None
     factor, low, high = (float(settings[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
@@ -143,10 +164,6 @@ def _names(arch: str, layers: int) -> Any:
     import gguf
 
     return gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], layers)
-
-
-def _scaling(config: Mapping[str, Any]) -> str:
-    return str(rope(config)["rope_type"])
 
 
 def _context(config: Mapping[str, Any]) -> int:

@@ -16,6 +16,7 @@ NORMAL, UNKNOWN, BYTE = 1, 2, 6  # llama.cpp's token types
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"
 _NEVER = -1e9  # the score of what no merge makes
+_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 _REPLACED = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
 
@@ -75,6 +76,8 @@ def merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _space(data: Mapping[str, Any]) -> str | None:
     """Where a space is put before text: ``always`` (behind each special token, too), ``first`` or ``never``."""
     normalizer, before = data.get("normalizer"), data.get("pre_tokenizer")
+    if before == _SPLIT and normalizer == _REPLACED:  # Gemma's: no space is left to split at
+        return "never"
     if before is not None:
         split = before.get("split", True) or before.get("type") != "Metaspace" or before.get("replacement") != _SPACE
         return None if split or normalizer is not None else str(before.get("prepend_scheme", "always"))

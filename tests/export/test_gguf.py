@@ -143,6 +143,9 @@ def make_model(kind: str, folder: Path, **settings: Any) -> None:
     model.save_pretrained(folder)
 
 
+GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 32, "head_dim": 32, "tie_word_embeddings": True}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "settings"),
@@ -152,6 +155,8 @@ def make_model(kind: str, folder: Path, **settings: Any) -> None:
         ("mistral", {}),
         ("qwen2", {}),
         ("qwen3", {"head_dim": 128}),  # transformers reads no other
+        ("gemma2", GEMMA),
+        ("gemma3_text", GEMMA),
     ],
 )
 def test_transformers_reads_the_same_model(
@@ -172,7 +177,7 @@ def test_transformers_reads_the_same_model(
         "dtype": torch.float32,
         "quantization_config": GgufConfig(dequantize=True),
     }
-    if "attention_bias" in settings:  # transformers does not see in the file that a Llama has biases
+    if settings.keys() & {"attention_bias", "query_pre_attn_scalar"}:  # transformers does not see these in the file
         options["config"] = merged.config
     back = AutoModelForCausalLM.from_pretrained(to.parent, **options)
     tokens = torch.arange(4, 68).view(2, 32)
@@ -222,8 +227,24 @@ def test_bad_input(base_factory: Any, adapter_factory: Any, ah: Any, tmp_path: P
     assert "q8_0" in why("--gguf-type", "q8_0", form="gguf-lora")
     assert "m.gguf" in why(to=tmp_path / "m")
     assert "--format gguf" in ah("export", adapter, "--base", base.path, "--to", to, "--gguf-type", "f32").err
-    configure(base.path, model_type="gemma2")
-    assert "gemma2" in why()
+    configure(base.path, model_type="gemma4")
+    assert "gemma4" in why()
+    gemma = {"model_type": "gemma3_text", "hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16}
+    gemma |= {"tie_word_embeddings": True, "query_pre_attn_scalar": 16}
+    changes: dict[str, dict[str, Any]] = {
+        "activation": {"hidden_activation": "silu"},
+        "look": {"use_bidirectional_attention": True},
+        "head": {"tie_word_embeddings": False},
+        "capped": {"final_logit_softcapping": 30.0},
+        "window": {"layer_types": ["full_attention", "sliding_attention"]},
+        "divided": {"query_pre_attn_scalar": 24},
+        "rotate": {"rope_local_base_freq": 5000.0},
+    }
+    for word, change in changes.items():
+        configure(base.path, **gemma | change)
+        assert word in why()
+    configure(base.path, **gemma | {"model_type": "gemma2"})
+    assert "capped by nothing" in why()
     configure(base.path, hidden_act="gelu")
     assert "gelu" in why()
     configure(base.path, rope_scaling={"type": "yarn", "factor": 4.0})
@@ -259,6 +280,62 @@ def test_a_value_beyond_float16_is_refused(base_factory: Any, adapter_factory: A
     assert ran.code == 2
     assert "bf16" in ran.err
     assert not list(tmp_path.glob("*.gguf*")) + list(tmp_path.glob(".*.gguf*"))
+
+
+PREDICT = """
+import json, sys, urllib.request
+import xllamacpp
+for file in sys.argv[1:]:
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.warmup = file, 256, False
+    server = xllamacpp.Server(params)
+    body = {"prompt": list(range(4, 40)), "n_predict": 1, "temperature": 0, "n_probs": 20}
+    body["logit_bias"] = [[i, False] for i in range(94, 260)]  # of half a character it tells no probabilities
+    kind = {"content-type": "application/json"}
+    request = urllib.request.Request(server.listening_address + "/completion", json.dumps(body).encode(), kind)
+    answer = json.loads(urllib.request.urlopen(request, timeout=60).read())
+    top = answer["completion_probabilities"][0]["top_logprobs"]
+    print("found:" + json.dumps([[entry["id"], entry["logprob"]] for entry in top]), flush=True)
+"""
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma": {**GEMMA, "query_pre_attn_scalar": None},
+    "gemma2": {**GEMMA, "sliding_window": 8},
+    "gemma3_text": {**GEMMA, "sliding_window": 8, "num_hidden_layers": 7},
+}
+
+
+@pytest.mark.slow
+def test_llama_cpp_computes_every_family(tiny_base: Path, adapter_writer: Any, ah: Any, tmp_path: Path) -> None:
+    """The likeliest next tokens of a random model: its own rotation, norms, windows and caps; its gelu is a table."""
+    pytest.importorskip("xllamacpp")
+    from transformers import AutoModelForCausalLM
+
+    wanted, files = [], []
+    for kind, settings in FAMILIES.items():
+        base, to = tmp_path / kind, tmp_path / f"{kind}.gguf"
+        copy_tokenizer(tiny_base, base)
+        words = json.loads((base / "tokenizer.json").read_text())["model"]
+        configure(base, "tokenizer.json", model=words | {"merges": ["a b"]})  # llama.cpp wants one; nothing is split
+        make_model(kind, base, **settings)
+        adapter = adapter_writer(tmp_path / f"{kind}-adapter", base=base, scale=0.2)
+        assert ah("export", adapter, "--base", base, "--to", tmp_path / f"{kind}-merged").code == 0
+        ran = ah("export", adapter, "--base", base, "--to", to, "--format", "gguf", "--gguf-type", "f32")
+        assert ran.code == 0, ran.err
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / f"{kind}-merged", dtype=torch.float32)
+        with torch.no_grad():
+            wanted.append(model(torch.arange(4, 40)[None]).logits[0, -1].log_softmax(-1))
+        files.append(str(to))
+    ran = subprocess.run([sys.executable, "-c", PREDICT, *files], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    lines = [line.removeprefix("found:") for line in ran.stdout.splitlines() if line.startswith("found:")]
+    errors = {
+        kind: max(abs(logprob - float(expected[token])) for token, logprob in json.loads(line))
+        for kind, line, expected in zip(FAMILIES, lines, wanted, strict=True)
+    }
+    assert all(error < 0.01 for error in errors.values()), errors
 
 
 LLAMA_CPP = """
