@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from adapterhub.errors import MissingDependency, Unsupported
 from adapterhub.export import gguf_gemma as gemma
-from adapterhub.export.names import tied
 from adapterhub.export.tuned import rope
+from adapterhub.names import tied
 
 Array = npt.NDArray[Any]
 Value = int | float | str | bool
