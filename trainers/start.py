@@ -46,10 +46,15 @@ def find_start(name: str, *, beside: Path | None, find_version: FindVersion | No
     near = [Path(name).expanduser()] if beside is None else [beside / name, Path(name).expanduser()]
     folder = next((path for path in near if path.is_dir()), None)
     if folder is None:
-        if find_version is not None and "/" in name and not name.startswith((".", "/", "~")):
-            return find_version(name)
+        why = "there is no such folder"
+        if find_version is not None and not name.startswith((".", "/", "~")):
+            try:
+                return find_version(name)
+            except (NotFound, InvalidName) as error:
+                why += f", and {error.what}"
         raise NotFound(
             f"lora_model_dir: {name} is neither a folder nor a version",
+            why=why,
             hint="name a run, an adapter folder, or a version like acme/support@3",
         )
     if (folder / FILE).is_file():

@@ -261,6 +261,8 @@ def test_a_version_that_is_not_there_and_a_registry_without_use(write_config: Wr
     config = write_config()
     found = ah("train", config, "--from", "acme/none@3")
     assert found.code != 0
-    assert "there is no tenant 'acme'" in found.err
+    assert "neither a folder nor a version" in found.err
+    assert "there is no such folder, and there is no tenant 'acme'" in found.err
+    assert "neither a folder nor a version" in ah("train", config, "--from", "runs/Support_1").err
     assert not (tmp_path / "run").exists()
     assert "--registry is where --from looks" in ah("train", config, "--registry", "file:///x").err
