@@ -42,7 +42,7 @@ def main() -> int:
         folder, base = Path(made), find_base(str(options.base))
         (folder / "adapters").mkdir()
         paths = [
-            write_adapter(folder / "adapters" / f"a{n}", base, seed=n, rank=RANK, base_name="base")
+            write_adapter(folder / "adapters" / f"a{n}", base, seed=n, rank=RANK, base_name=str(options.base))
             for n in range(options.adapters)
         ]
         with serve(folder / "ours", options.base, registry=publish(folder, base, paths)) as server:

@@ -47,7 +47,7 @@ def main() -> int:
         folder, base = Path(made), find_base(str(options.base))
         (folder / "adapters").mkdir()
         paths = [
-            write_adapter(folder / "adapters" / f"a{n}", base, seed=n, rank=RANK, base_name="base")
+            write_adapter(folder / "adapters" / f"a{n}", base, seed=n, rank=RANK, base_name=str(options.base))
             for n in range(options.adapters + 1)
         ]
         with serve(folder / "ours", options.base, registry=publish(folder, base, paths)) as server:
@@ -105,10 +105,11 @@ async def beside(url: str, warm: str, asked: Sequence[str]) -> Pauses:
             requests.append(asyncio.create_task(ask(http, model, words=4, tokens=1, seed=model)))
             await asyncio.sleep(1)
         answers = await asyncio.gather(*requests)
-        assert all(answer.status == 200 for answer in answers), "a short request failed"
+        assert {answer.status for answer in answers} == {200}, "a short request failed"
         seen = len(done)
         while len(done) < seen + STREAMS:  # those that ran at the end are whole, too
             await asyncio.sleep(0.1)
+        assert {stream.status for stream in done} == {200}, "a stream failed"
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
