@@ -130,9 +130,7 @@ def advise(config: TrainConfig, facts: Facts) -> list[str]:
             f"rank {config.lora_r} gives {facts.lora_parameters:,} parameters for {facts.trained_tokens:,} trained "
             "tokens; LoRA keeps up with full training while it has at least as many: raise lora_r"
         )
-    rate = config.learning_rate
-    if rate and not facts.expected_rate / 10 <= rate <= facts.expected_rate * 10:
-        advice.append(f"learning_rate {rate:g} is far from what suits LoRA on this base, about {facts.expected_rate:g}")
+    advice += _rate(config.learning_rate, facts.expected_rate)
     if facts.max_positions and config.sequence_len > facts.max_positions:
         advice.append(
             f"sequence_len {config.sequence_len} is beyond the base's {facts.max_positions} positions, "
@@ -154,3 +152,16 @@ def _balance(config: TrainConfig, facts: Facts) -> list[str]:
         f"{facts.good:,} good answers weigh {share:.2g} times as much as {facts.bad:,} bad ones; KTO's authors take 1 "
         f"to 1.33: kto_desirable_weight: {weight:.2g}"
     ]
+
+
+def _rate(rate: float | None, expected: float) -> list[str]:
+    if rate and rate <= expected / 10:
+        return [
+            f"learning_rate {rate:g} is far below what suits LoRA on this base, about {expected:g}: whole models are "
+            "trained with such a rate, and an adapter hardly moves"
+        ]
+    if rate and rate > expected * 10:
+        return [
+            f"learning_rate {rate:g} is far above what suits LoRA on this base, about {expected:g}: the loss may rise"
+        ]
+    return []

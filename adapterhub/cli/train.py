@@ -115,7 +115,7 @@ def train(
     if registry_url is not None and reading.config.lora_model_dir is None:
         raise UsageError("--registry is where --from looks", hint="add --from acme/support@3, or leave --registry out")
     if check:
-        _print_check(reading, config.parent if config else None, as_json=as_json)
+        _print_check(reading, config, as_json=as_json)
         return
     prepared = _prepare(reading, config, flags, registry_url)
     if show_labels:
@@ -195,17 +195,20 @@ def _resumed(folder: Path, registry_url: str | None) -> Result:
 # ── what is printed ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _print_check(reading: Reading, beside: Path | None, *, as_json: bool) -> None:
+def _print_check(reading: Reading, source: Path | None, *, as_json: bool) -> None:
     from rich.markup import escape
 
     from adapterhub.trainers.presence import absent
 
-    missing = absent(reading.config, beside)
+    missing = absent(reading.config, source.parent if source else None)
     if as_json:
         fates = [_fate(fate) for fate in reading.fates]
         print_json({"keys": fates, "absent": missing, "resolved": reading.config.to_yaml()})
         return
-    print_table(("key", "", "", "where"), [(f.key, f.kind, f.note, f.where) for f in reading.fates])
+    # A place in the config is its line and column; what else there is, is a flag.
+    places = [f.where.removeprefix(f"{source}:") for f in reading.fates]
+    rows = [(f.key, f.kind, f.note, place) for f, place in zip(reading.fates, places, strict=True)]
+    print_table(("key", "", "", "where"), rows)
     for what in missing:
         say(f"[yellow]not here, so not checked:[/] {escape(what)}")
     say("[dim]the rows and the base are not looked into: ah train --show-labels 3 does both[/]")

@@ -334,7 +334,7 @@ def contradictions(read: Mapping[str, Any], sources: Mapping[str, Any]) -> list[
         ("optim_args", "optimizer", bool(read.get("optim_args")) and read.get("optimizer") != "sgd",
          "only sgd has options; Adam's are adam_beta1, adam_beta2 and adam_epsilon"),
         ("lora_target_linear", "lora_target_modules", read.get("lora_target_linear") is False
-         and "lora_target_modules" not in read, "it says which layers are adapted: name some"),
+         and not read.keys() & {"lora_target_modules", "lora_model_dir"}, "it names no layer: name some"),
         ("deepspeed", "fsdp", bool(read.get("deepspeed") and read.get("fsdp")), "one of the two"),
         ("fsdp", "load_in_8bit", bool(read.get("fsdp") and read.get("load_in_8bit")),
          "an 8-bit base cannot be shared out; take adapter: qlora"),
