@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.base import find_base
 from adapterhub.cli.output import BaseOption, JsonOption, RegistryOption, print_json, print_table, say
 from adapterhub.errors import InvalidName, NotFound, UsageError
 from adapterhub.manifest import Record
@@ -138,6 +137,7 @@ def _of_rows(
 def _of_tasks(
     base: str, found: Sequence[Found], subjects: Sequence[Subject], tasks: str, asking: Asking
 ) -> tuple[dict[str, Metrics], dict[str, Any]]:
+    from adapterhub.base import find_base
     from adapterhub.cli.progress import shown
     from adapterhub.trainers.lmtasks import evaluate_tasks
 

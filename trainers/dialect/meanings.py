@@ -126,6 +126,7 @@ KEYS: Mapping[str, str] = {
     "fsdp_version": "1 or 2.",
     "use_ray": "Start the processes with Ray Train.",
     "ray_num_workers": "Processes of Ray Train.",
+    "resources_per_worker": "What each of Ray's workers needs: {CPU: 2, GPU: 1}.",
 }
 
 SOURCE: Mapping[str, str] = {
@@ -187,4 +188,5 @@ BLOCK: Mapping[str, str] = {
     "labels": "Labels of the version: {team: support}.",
     "skip_bad_rows": "Leave out up to so many bad rows, and name them.",
     "allow_unservable": "Train what no engine serves, for `ah export` alone.",
+    "num_processes": "Processes that train together, as `--num-processes`.",
 }
