@@ -81,10 +81,21 @@ def _heard(running: Any, queue: Any, folder: Path, on_event: Listener) -> Fitted
     if error is not None and not killed:  # of a process that was killed, the others know only that it is gone
         raise error
     if ended is not None and stopping:
-        raise KeyboardInterrupt
+        raise _stopped(folder)
     if ended is not None or fitted is None:
         raise _broke(ended, folder)
     return fitted
+
+
+def _stopped(folder: Path) -> BaseException:
+    """Ctrl-C that the processes did not live to answer."""
+    from adapterhub.trainers.fit import last_checkpoint
+    from adapterhub.trainers.watch import Interrupted
+
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        return KeyboardInterrupt()
+    return Interrupted("stopped", why=f"the last checkpoint is {checkpoint.name}", hint=f"ah train --resume {folder}")
 
 
 def _broke(ended: Any, folder: Path) -> RunFailed:
