@@ -460,6 +460,7 @@ def test_merging_needs_a_base_and_a_place(published: Ah, tmp_path: Path, tiny_ba
     refused(published("pull", "acme/support", "--base", tiny_base), "--merged")
 
 
+@pytest.mark.slow
 def test_a_merged_model_stands_alone(published: Ah, tmp_path: Path, tiny_base: Path) -> None:
     done = published("pull", "acme/support@1", "--merged", "--base", tiny_base, "--to", tmp_path / "model", "--json")
     assert done.json["merged"] is True

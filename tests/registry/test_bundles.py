@@ -243,6 +243,7 @@ HOSTILE: dict[str, Callable[[Members], Members]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOSTILE)
 def test_hostile_members_are_refused(bundle: Path, tmp_path: Path, how: str) -> None:
     index, members = parts(bundle)
@@ -303,6 +304,7 @@ def edited(index: dict[str, Any], *path: Any, value: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -611,13 +611,14 @@ MUTATIONS = [
     Scenario(WAITED, {"collector": ReadsRecordsOnce}),
     Scenario(GIVEN_UP, {"collector": DoesNotAsk}),
     Scenario(sealed_long_ago, SLOW | {"publisher": NeverDoubts}),
-    pytest.param(Scenario(sealed_long_ago, SLOW | {"publisher": AsksBeforeItLooks}), marks=pytest.mark.slow),
+    Scenario(sealed_long_ago, SLOW | {"publisher": AsksBeforeItLooks}),
     Scenario(sealed_long_ago, SLOW | {"collector": LooksBeforeItDoubts}),
     Scenario(sealed_long_ago, SLOW | {"collector": DoubtsAndForgets}),
     Scenario(one(publish=FOREVER, closed=-1, late=True)),  # a condemned key is written again
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
 def test_without_any_one_step_bytes_are_lost(garbage: Garbage, same_ids: None, mutation: Scenario) -> None:
     with pytest.raises(AssertionError, match="lost its bytes"):

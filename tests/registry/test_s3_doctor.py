@@ -62,6 +62,7 @@ def test_a_registry_of_many_writers_is_not_opened_by_a_single_one(
         ObjectRegistry(alone).publish(new_draft(), name=name, author="ana")
 
 
+@pytest.mark.slow
 def test_rclone_takes_and_gives_large_files(rclone: Address) -> None:
     alone = S3Store(replace(rclone, single_writer=True), patience=EAGER)
     value = bytes(range(256)) * (Sizes().large // 256 + 5000)

@@ -18,6 +18,8 @@ from adapterhub.registry.s3 import S3Store
 from adapterhub.registry.s3_address import Address
 from adapterhub.registry.s3_requests import Patience, Sizes, session
 
+pytestmark = pytest.mark.slow
+
 EAGER = Patience(wait=lambda seconds: None)
 SHORT = replace(EAGER, connect=0.5, read=0.3)
 SMALL = Sizes(large=4 * 2**20, part=2**20, range=2**19)
