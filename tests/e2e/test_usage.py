@@ -75,12 +75,12 @@ def test_the_ledger_says_what_the_clients_counted(served: Any) -> None:
 
 
 def test_a_stream_whose_client_asked_for_no_usage_counts_and_shows_none(served: Any) -> None:
-    served.publish("acme/quiet", seed=12)
-    with served.stream("acme/quiet", tokens=7) as (answer, chunks):
+    served.publish("acme/hushed", seed=12)
+    with served.stream("acme/hushed", tokens=7) as (answer, chunks):
         assert answer.status_code == 200
         assert all("usage" not in chunk or chunk["usage"] is None for chunk in chunks)
-    served.until(lambda: booked(served, "acme/quiet").requests == 1)
-    assert booked(served, "acme/quiet").tokens_out == 7
+    served.until(lambda: booked(served, "acme/hushed").requests == 1)
+    assert booked(served, "acme/hushed").tokens_out == 7
 
 
 def test_clients_that_leave_pay_for_what_was_made_and_for_no_more(served: Any) -> None:
