@@ -70,22 +70,24 @@ class Supervisor:
     def _bring_back(self, end: EngineError) -> None:
         launch = self._engine.launch
         with StandIn(launch.host, launch.port, why=_AGAIN):
-            while True:
-                self._engine.drain(_FAREWELL_SECONDS)  # of its HTTP server: the last errors go out
-                self._engine.stop()  # what is left of it
-                self._ends += 1
-                if self._ends > self._restarts:
-                    raise self._given_up(end) from end
-                pause = pause_after(self._ends)
-                self._say(f"{end}; starting it again in {pause:.0f} s ({self._ends} of {self._restarts})")
-                self._sleep(pause)
-                try:
-                    self._engine.start()
-                except EngineError as error:
-                    end = error
-                    continue
-                self._say("ready again")
+            self._start_again(end)
+        self._say("ready again")  # the stand-in is gone: nobody is told 503 any more
+
+    def _start_again(self, end: EngineError) -> None:
+        while True:
+            self._engine.drain(_FAREWELL_SECONDS)  # of its HTTP server: the last errors go out
+            self._engine.stop()  # what is left of it
+            self._ends += 1
+            if self._ends > self._restarts:
+                raise self._given_up(end) from end
+            pause = pause_after(self._ends)
+            self._say(f"{end}; starting it again in {pause:.0f} s ({self._ends} of {self._restarts})")
+            self._sleep(pause)
+            try:
+                self._engine.start()
                 return
+            except EngineError as error:
+                end = error
 
     def _given_up(self, end: EngineError) -> EngineError:
         if not self._restarts:
