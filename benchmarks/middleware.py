@@ -86,7 +86,7 @@ class Engine:
             yield output
 
     async def encode(self, *_: Any) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # embeddings: no request of this benchmark asks for any
 
     async def load(self, name: str, path: Path) -> None: ...
 

@@ -103,7 +103,7 @@ class TenancyMiddleware:
         try:
             with flight.account.open():
                 await self._app(admitted.scope, admitted.receive, with_headers(send, admitted.headers))
-        except BaseException as error:
+        except BaseException as error:  # a client that left too: the flight is told why it ended, and it goes on up
             flight.broke(error)
             raise
         finally:

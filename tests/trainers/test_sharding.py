@@ -41,7 +41,7 @@ def test_transformers_takes_what_fsdp_becomes(tmp_path: Path) -> None:
 
 def test_deepspeed_that_is_not_installed_is_named_with_the_command() -> None:
     if importlib.util.find_spec("deepspeed"):
-        pytest.skip("deepspeed is installed")
+        pytest.skip("deepspeed is installed: nothing is missing that could be named")
     with pytest.raises(MissingDependency) as caught:
         sharding(read(DEEPSPEED).config, gpu=True)
     assert caught.value.hint == "pip install deepspeed"
