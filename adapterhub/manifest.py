@@ -208,7 +208,7 @@ class Record:
     author: str
     verdicts: Verdicts
     labels: Mapping[str, str] = field(default_factory=dict)
-    epochs: Mapping[str, str] = field(default_factory=dict)  # sha256 → where its bytes are (registry/condemned.py)
+    epochs: Mapping[str, str] = field(default_factory=dict)  # sha256 → where its bytes are (`registry.lifecycle`)
     read_from: Json | None = field(default=None, compare=False, repr=False)
 
     @cached_property  # of one value that never changes: asked for several times by every request that is served

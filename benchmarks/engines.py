@@ -20,7 +20,7 @@ from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, draft, open_registry
 from adapterhub.serving.arguments import ServeOptions
-from adapterhub.serving.engine import Engine, prepare
+from adapterhub.serving.engine.engine import Engine, prepare
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WORDS = ["red", "blue", "green", "house", "tree", "car", "dog", "sky", "river", "moon", "stone", "bread", "wind"]
@@ -117,7 +117,7 @@ def _product_plugin(folder: Path) -> Path:
     info = folder / "plugin" / "bench_lora-0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bench-lora\nVersion: 0\n")
-    entry = "[vllm.general_plugins]\nbench-lora = adapterhub.serving.cpu_lora:install\n"
+    entry = "[vllm.general_plugins]\nbench-lora = adapterhub.serving.engine.cpu_lora:install\n"
     (info / "entry_points.txt").write_text(entry)
     return info.parent
 

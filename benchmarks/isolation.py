@@ -26,8 +26,8 @@ from machine import machine
 
 from adapterhub.refs import AdapterName
 from adapterhub.serving.database import default_url, open_database
-from adapterhub.serving.keys import Tenant
-from adapterhub.serving.tenants import Tenants
+from adapterhub.serving.tenants.keys import Tenant
+from adapterhub.serving.tenants.tenants import Tenants
 
 SPELLINGS = ("{}", "{}/", "/{}", "//{}", "{}?x=1", "/.{}", "/v1/..{}", "{}%2f", "{}%00", "{};x", "{}/.", "/%2e{}")
 VICTIM = "globex"

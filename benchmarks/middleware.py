@@ -32,19 +32,19 @@ from adapterhub.base import find_base
 from adapterhub.refs import AdapterName
 from adapterhub.registry import draft, open_registry
 from adapterhub.serving import gauges
-from adapterhub.serving.access import Access
-from adapterhub.serving.account import metered
-from adapterhub.serving.callers import Limits
+from adapterhub.serving.bill.account import metered
+from adapterhub.serving.bill.ledger import Ledger
+from adapterhub.serving.bill.metering import Metering
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.database import default_url, open_database
-from adapterhub.serving.keys import Tenant
-from adapterhub.serving.ledger import Ledger
-from adapterhub.serving.metering import Metering
-from adapterhub.serving.metrics import Metrics
 from adapterhub.serving.middleware import TenancyMiddleware
 from adapterhub.serving.replica import Replica
-from adapterhub.serving.telemetry import Telemetry
-from adapterhub.serving.tenants import Tenants
+from adapterhub.serving.telemetry.metrics import Metrics
+from adapterhub.serving.telemetry.telemetry import Telemetry
+from adapterhub.serving.tenants.access import Access
+from adapterhub.serving.tenants.callers import Limits
+from adapterhub.serving.tenants.keys import Tenant
+from adapterhub.serving.tenants.tenants import Tenants
 
 BARS = {"requests": 4_000, "chunks": 50_000, "p50": 1.5, "p99": 5.0}
 CLIENTS = 32

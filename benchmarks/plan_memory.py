@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from adapterhub.trainers.memory import GB, Setup, memory
-from adapterhub.trainers.shapes import model_shape
+from adapterhub.trainers.planning.memory import GB, Setup, memory
+from adapterhub.trainers.planning.shapes import model_shape
 
 HERE = Path(__file__).resolve().parent
 BASES = HERE.parent / "tests" / "trainers" / "bases"

@@ -35,7 +35,7 @@ from adapterhub.registry import ObjectRegistry, layout, open_store
 from adapterhub.registry.base import ChannelMove, Target
 from adapterhub.registry.entries import move_to_bytes
 from adapterhub.registry.memory import MemoryStore
-from adapterhub.registry.query import Query, search
+from adapterhub.registry.views.query import Query, search
 
 NAME = AdapterName("acme", "support")
 SMALL = 10

@@ -30,10 +30,10 @@ from machine import machine
 
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry
-from adapterhub.serving.callers import Scope
 from adapterhub.serving.database import default_url, open_database
-from adapterhub.serving.keys import Tenant
-from adapterhub.serving.tenants import Tenants
+from adapterhub.serving.tenants.callers import Scope
+from adapterhub.serving.tenants.keys import Tenant
+from adapterhub.serving.tenants.tenants import Tenants
 
 TENANTS = ("acme", "globex", "initech")
 PROMPTS = ("The sky is", "Count: one, two,", "My name is", "A river runs")
@@ -272,7 +272,7 @@ def booked(database: str) -> dict[str, tuple[int, int, int]]:
     """What the ledger says, by key."""
     from datetime import UTC, datetime, timedelta
 
-    from adapterhub.serving.ledger import Ledger
+    from adapterhub.serving.bill.ledger import Ledger
     from adapterhub.serving.usage import summed
 
     now = datetime.now(UTC)

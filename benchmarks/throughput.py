@@ -24,10 +24,10 @@ from machine import machine
 from adapterhub.base import find_base
 from adapterhub.refs import AdapterName
 from adapterhub.registry import draft
-from adapterhub.serving.callers import Limits
 from adapterhub.serving.database import default_url, open_database
-from adapterhub.serving.keys import Tenant
-from adapterhub.serving.tenants import Tenants
+from adapterhub.serving.tenants.callers import Limits
+from adapterhub.serving.tenants.keys import Tenant
+from adapterhub.serving.tenants.tenants import Tenants
 
 CLIENTS, WORDS = 32, 20
 NAMES = [AdapterName("acme", name) for name in ("one", "two", "three", "four")]

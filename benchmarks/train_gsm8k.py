@@ -58,7 +58,7 @@ def main() -> None:
 
 def scored(base: str, data: Path, adapters: dict[str, Path], arguments: Any) -> dict[str, dict[str, float]]:
     """``eval_loss`` of the base and both adapters, and ``ended`` of ours."""
-    from adapterhub.trainers.evaluate import Subject, evaluate, prepare_evaluation
+    from adapterhub.trainers.evaluation.evaluate import Subject, evaluate, prepare_evaluation
 
     prepared = prepare_evaluation(base, [data], adapter=None)
     subjects = [Subject("base"), *(Subject(side, path) for side, path in adapters.items())]

@@ -16,7 +16,9 @@ visible with the creation of its record, whole; a channel is a log of moves, so 
     a folder     all rules     local.py, memory.py      verified copies
     judged       (channels)    create-if-absent         for servers and `ah pull`
 
-Where next: `base` (what is promised), `layout` (the drawing of the bucket), `objects` (the rules).
+Where next: `base` (what is promised), `layout` (the drawing of the bucket), `objects` (the rules). In rooms of their
+own: `s3`, the store in a bucket; `hub`, a registry on the Hugging Face Hub; `lifecycle`, what ends and is collected;
+`moving`, from one registry to another; `views`, what a person asks.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ def open_registry(url: str) -> Registry:
     Raises Unsupported for a kind of store that this version does not know, UsageError for what is no address.
     """
     if url.startswith("hf://"):
-        from adapterhub.registry.hub import HubRegistry
-        from adapterhub.registry.hublayout import check_org
+        from adapterhub.registry.hub.layout import check_org
+        from adapterhub.registry.hub.registry import HubRegistry
 
         return HubRegistry(check_org(url))
     return ObjectRegistry(open_store(url))
@@ -76,8 +78,8 @@ def open_store(url: str) -> Store:
 
         return memory_store(url.partition("://")[2])
     if scheme == "s3":
-        from adapterhub.registry.s3 import S3Store
-        from adapterhub.registry.s3_address import parse
+        from adapterhub.registry.s3.address import parse
+        from adapterhub.registry.s3.store import S3Store
 
         return S3Store(parse(url))
     if scheme == "hf":

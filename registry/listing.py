@@ -17,8 +17,9 @@ from contextlib import suppress
 
 from adapterhub.errors import AdapterHubError, IntegrityError, NotFound, Unsupported
 from adapterhub.refs import AdapterName
-from adapterhub.registry import changelog, layout, snapshots, tombstones
+from adapterhub.registry import changelog, layout, snapshots
 from adapterhub.registry.base import Overview
+from adapterhub.registry.lifecycle import tombstones
 from adapterhub.registry.overview import Found, Overviews, Seen, found
 from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.snapshots import Snapshot

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from adapterhub.errors import Conflict, Gone, NotFound
 from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import LATEST, AdapterName, AdapterRef, check_channel
-from adapterhub.registry import entries, identity, layout, rules, tombstones
+from adapterhub.registry import entries, identity, layout, rules
 from adapterhub.registry.base import (
     Changes,
     ChannelMove,
@@ -36,6 +36,7 @@ from adapterhub.registry.base import (
 from adapterhub.registry.changelog import ChangeLog
 from adapterhub.registry.channels import check_weights, rollback_targets, standing
 from adapterhub.registry.clock import now
+from adapterhub.registry.lifecycle import tombstones
 from adapterhub.registry.listing import Listing
 from adapterhub.registry.logs import NumberedLog, status_changes
 from adapterhub.registry.parallel import side_by_side

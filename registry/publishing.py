@@ -25,13 +25,13 @@ from adapterhub.registry import layout, rules
 from adapterhub.registry.base import Draft, Progress
 from adapterhub.registry.changelog import ChangeLog
 from adapterhub.registry.clock import now
-from adapterhub.registry.condemned import Condemned, place
 from adapterhub.registry.counted import Counted
 from adapterhub.registry.files import storage_errors
-from adapterhub.registry.intents import Intent, Intents
+from adapterhub.registry.lifecycle.condemned import Condemned, place
+from adapterhub.registry.lifecycle.intents import Intent, Intents
+from adapterhub.registry.lifecycle.tombstones import clear, is_gone
 from adapterhub.registry.records import Records, blob_key
 from adapterhub.registry.store import Store, create_hint
-from adapterhub.registry.tombstones import clear, is_gone
 from adapterhub.registry.turns import pause
 
 

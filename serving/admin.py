@@ -20,11 +20,11 @@ from adapterhub.errors import AdapterHubError, Conflict, NotFound, UsageError
 from adapterhub.refs import AdapterRef
 from adapterhub.serving import admin_rollouts
 from adapterhub.serving.answers import error_answer, error_headers
-from adapterhub.serving.callers import CALLER, SINGLE_USER, Caller
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.database import masked
 from adapterhub.serving.replica import Replica
 from adapterhub.serving.tenancy import not_found
+from adapterhub.serving.tenants.callers import CALLER, SINGLE_USER, Caller
 
 PREFIX = "/adapterhub"
 router = APIRouter(prefix=PREFIX, tags=["admin"])

@@ -1,4 +1,4 @@
-"""The part of the admin API that tries a candidate on a channel: the verbs of `registry.rollouts`, and live counts.
+"""The part of the admin API that tries a candidate on a channel: the verbs of `registry.views.rollouts`, and counts.
 
 For keys with the scope ``channels``, on channels of their own adapters; a move is followed here before it is answered.
 """
@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapterhub.errors import UsageError
 from adapterhub.manifest import to_plain
 from adapterhub.refs import LATEST, AdapterRef
-from adapterhub.registry import ChannelMove, rollouts
-from adapterhub.serving.callers import CALLER, SINGLE_USER, Caller
+from adapterhub.registry import ChannelMove
+from adapterhub.registry.views import rollouts
 from adapterhub.serving.replica import Replica
 from adapterhub.serving.tenancy import not_found
+from adapterhub.serving.tenants.callers import CALLER, SINGLE_USER, Caller
 
 router = APIRouter(prefix="/adapterhub/rollout", tags=["rollouts"])
 

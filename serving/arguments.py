@@ -92,7 +92,7 @@ LOGGING: dict[str, Any] = {
         "adapterhub.requests": {"level": "WARNING"},  # a line for each is for machines
     },
 }
-_JSON = {"class": "adapterhub.serving.jsonlog.JsonFormatter"}
+_JSON = {"class": "adapterhub.serving.telemetry.jsonlog.JsonFormatter"}
 LOGGING_JSON = LOGGING | {
     "formatters": {"vllm": _JSON, "adapterhub": _JSON},
     "loggers": {name: LOGGING["loggers"][name] for name in ("vllm", "adapterhub")},

@@ -8,9 +8,9 @@ import logging
 from adapterhub.errors import AdapterHubError, EngineError, Gone, NotFound, NotReady, RegistryAway
 from adapterhub.refs import AdapterRef
 from adapterhub.serving import tenancy
-from adapterhub.serving.callers import SINGLE_USER, Caller
-from adapterhub.serving.deployment import Deployment
 from adapterhub.serving.replica import Replica
+from adapterhub.serving.rollout.deployment import Deployment
+from adapterhub.serving.tenants.callers import SINGLE_USER, Caller
 from adapterhub.serving.wire import Headers, Scope
 
 log = logging.getLogger(__name__)

@@ -16,17 +16,19 @@ from typing import Any
 
 from adapterhub.errors import AdapterError, AdapterHubError, BaseMismatch, IntegrityError
 from adapterhub.registry.base import Version
-from adapterhub.serving import exposition, lengths, tenancy
-from adapterhub.serving.admission import prompt_tokens, sequences
+from adapterhub.serving import tenancy
+from adapterhub.serving.admission import lengths
+from adapterhub.serving.admission.admission import prompt_tokens, sequences
 from adapterhub.serving.arguments import BASE_NAME
-from adapterhub.serving.callers import CALLER, Caller
-from adapterhub.serving.canary import caller_of, pick
 from adapterhub.serving.counting import count_prompt
 from adapterhub.serving.door import find_caller, find_deployment, find_replica
-from adapterhub.serving.flight import Flight
-from adapterhub.serving.quota import Quota
 from adapterhub.serving.replica import Replica
-from adapterhub.serving.trials import Sample
+from adapterhub.serving.rollout.canary import caller_of, pick
+from adapterhub.serving.rollout.trials import Sample
+from adapterhub.serving.telemetry import exposition
+from adapterhub.serving.telemetry.flight import Flight
+from adapterhub.serving.tenants.callers import CALLER, Caller
+from adapterhub.serving.tenants.quota import Quota
 from adapterhub.serving.turns import ask_of, take_turn
 from adapterhub.serving.wire import (
     App,

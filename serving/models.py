@@ -15,7 +15,7 @@ from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry.base import Registry
 from adapterhub.serving.arguments import BASE_NAME
-from adapterhub.serving.callers import Caller
+from adapterhub.serving.tenants.callers import Caller
 
 Unfit = Callable[[Record], AdapterHubError | None]
 

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import EngineError, UsageError
-from adapterhub.serving.access import Access
+from adapterhub.serving.admission.fairness import Window
 from adapterhub.serving.arguments import MIDDLEWARE
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.draining import drain
-from adapterhub.serving.fairness import Window
+from adapterhub.serving.tenants.access import Access
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from adapterhub.serving.replica import Replica
-    from adapterhub.serving.telemetry import Telemetry
+    from adapterhub.serving.telemetry.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ def register() -> None:
     """``vllm.general_plugins``: called once or more in every process of the engine."""
     if ServeConfig.from_env() is None:
         return
-    from adapterhub.serving import cpu_lora, resolver
+    from adapterhub.serving.adapters import resolver
+    from adapterhub.serving.engine import cpu_lora
 
     resolver.register()
     cpu_lora.install()
@@ -73,9 +74,9 @@ class Endpoints:
         check_arguments(args, os.environ, has_keys=self._config.database is not None)
         from adapterhub.registry import open_registry
         from adapterhub.serving import gauges, selftest
-        from adapterhub.serving.account import metered
+        from adapterhub.serving.adapters.resolver import VllmEngine, registered
+        from adapterhub.serving.bill.account import metered
         from adapterhub.serving.replica import Replica
-        from adapterhub.serving.resolver import VllmEngine, registered
 
         base = await asyncio.to_thread(_read_base, self._config.base)
         replica = Replica(
@@ -157,7 +158,7 @@ def _access(config: ServeConfig) -> Access:
     if config.database is None:
         return Access()
     from adapterhub.serving.database import open_database
-    from adapterhub.serving.tenants import Tenants
+    from adapterhub.serving.tenants.tenants import Tenants
 
     tenants = Tenants(open_database(config.database))
     return Access(lambda: asyncio.to_thread(tenants.changed))
@@ -167,12 +168,12 @@ def _telemetry(config: ServeConfig) -> Telemetry:
     """Raises StorageError where usage would have nowhere to wait."""
     from prometheus_client import REGISTRY
 
-    from adapterhub.serving import tracing
+    from adapterhub.serving.bill.ledger import Ledger
+    from adapterhub.serving.bill.metering import Metering
     from adapterhub.serving.database import open_database
-    from adapterhub.serving.ledger import Ledger
-    from adapterhub.serving.metering import Metering
-    from adapterhub.serving.metrics import Metrics
-    from adapterhub.serving.telemetry import Telemetry
+    from adapterhub.serving.telemetry import tracing
+    from adapterhub.serving.telemetry.metrics import Metrics
+    from adapterhub.serving.telemetry.telemetry import Telemetry
 
     metrics = Metrics(REGISTRY, adapters=config.metrics_adapters)
     collector = tracing.endpoint(os.environ)

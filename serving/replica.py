@@ -22,23 +22,24 @@ from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Registry
 from adapterhub.registry.cache import Cache
 from adapterhub.registry.signing import Signers
-from adapterhub.serving import gauges, workingset
-from adapterhub.serving.access import Access
-from adapterhub.serving.admission import Admission
-from adapterhub.serving.callers import Caller
+from adapterhub.serving import gauges
+from adapterhub.serving.adapters import workingset
+from adapterhub.serving.adapters.residency import Engine, Residency
+from adapterhub.serving.adapters.versions import Versions
+from adapterhub.serving.adapters.workingset import WorkingSet
+from adapterhub.serving.admission.admission import Admission
+from adapterhub.serving.admission.fairness import Window
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.draining import UnderWay
-from adapterhub.serving.fairness import Window
 from adapterhub.serving.models import card, list_models
-from adapterhub.serving.quota import Quota
-from adapterhub.serving.residency import Engine, Residency
-from adapterhub.serving.rollout import Rollout
-from adapterhub.serving.scoring import Scoring, try_again
-from adapterhub.serving.telemetry import Telemetry
-from adapterhub.serving.trials import Trials
-from adapterhub.serving.versions import Versions
-from adapterhub.serving.webhook import Webhook
-from adapterhub.serving.workingset import WorkingSet
+from adapterhub.serving.rollout.rollout import Rollout
+from adapterhub.serving.rollout.scoring import Scoring, try_again
+from adapterhub.serving.rollout.trials import Trials
+from adapterhub.serving.rollout.webhook import Webhook
+from adapterhub.serving.telemetry.telemetry import Telemetry
+from adapterhub.serving.tenants.access import Access
+from adapterhub.serving.tenants.callers import Caller
+from adapterhub.serving.tenants.quota import Quota
 
 log = logging.getLogger(__name__)
 

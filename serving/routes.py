@@ -9,9 +9,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from adapterhub.serving import admin
-from adapterhub.serving.callers import CALLER, Caller
 from adapterhub.serving.models import base_card
 from adapterhub.serving.replica import Replica
+from adapterhub.serving.tenants.callers import CALLER, Caller
 
 
 def attach(app: FastAPI) -> None:

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import sqlalchemy as sa
 
-from adapterhub.serving.callers import Limits
+from adapterhub.serving.tenants.callers import Limits
 from adapterhub.serving.usage import COUNTS
 
 metadata = sa.MetaData()

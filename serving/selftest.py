@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from adapterhub.base import BaseModel
 from adapterhub.errors import EngineError
-from adapterhub.serving.account import Account
+from adapterhub.serving.bill.account import Account
 from adapterhub.serving.config import ServeConfig
 
 log = logging.getLogger(__name__)

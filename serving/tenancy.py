@@ -20,7 +20,7 @@ from typing import Any, Literal
 from adapterhub.errors import HeadersTooLarge, NotFound, UsageError
 from adapterhub.refs import LATEST, AdapterRef
 from adapterhub.serving.arguments import BASE_NAME
-from adapterhub.serving.callers import Caller, Scope
+from adapterhub.serving.tenants.callers import Caller, Scope
 
 MAX_BODY = 32 * 1024 * 1024  # bytes
 MAX_HEADERS = 64 * 1024  # bytes, of names and values

@@ -7,11 +7,11 @@ import contextlib
 from typing import Any
 
 from adapterhub.refs import AdapterRef
-from adapterhub.serving.admission import Turn, sequences
+from adapterhub.serving.admission.admission import Turn, sequences
+from adapterhub.serving.admission.fairness import Ask
 from adapterhub.serving.arguments import BASE_NAME
-from adapterhub.serving.callers import Caller
-from adapterhub.serving.fairness import Ask
 from adapterhub.serving.replica import Replica
+from adapterhub.serving.tenants.callers import Caller
 from adapterhub.serving.wire import ClientLeft, Message, Receive
 
 _AT_ONCE = 0.005  # seconds: a request whose turn comes later than that has waited

@@ -10,14 +10,15 @@
 A training passes through these files, in this order:
 
     dialect/ → config             keys with their places; Axolotl's names; a frozen TrainConfig
-    data → labels → splits        rows, named by file:line; which tokens are trained on; held in flat arrays (examples)
-    tokenizer, templates, ends    what writes a row, and that serving writes the same
+    data/                         rows, named by file:line
+    labels/                       which tokens are trained on, and that serving writes the same
     prepare (checks, room)        all of these, and the advice: everything before a weight is loaded
-    fit (model, arguments, sft)   the base with a LoRA on it, and its trainer
+    fit (model, arguments)        the base with a LoRA on it, and its trainer from methods/
     watch and quiet               the trainer's events and its silence
-    shapes → memory → plan        what it will take, from the base's config.json alone
     run → report                  the folder it leaves behind
     launch, onray                 the same in several processes, here or on a Ray cluster
+
+Beside that way: planning/ says what it will take, from the base's config.json alone; evaluation/ how good it became.
 
 Trainers know no registry: `ah publish RUN` reads the folder's ``run.json`` (`adapterhub.runrecord`). Importing this
 package imports no torch.
@@ -25,7 +26,7 @@ package imports no torch.
 
 from adapterhub.trainers.config import DataSource, TrainConfig
 from adapterhub.trainers.dialect import Machine, Reading, YamlFile, parse_yaml, read_config, read_yaml
-from adapterhub.trainers.plan import Plan, base_config, plan
+from adapterhub.trainers.planning.plan import Plan, base_config, plan
 from adapterhub.trainers.prepare import Prepared, prepare
 from adapterhub.trainers.run import Result, read_run, resume, run_folder, train
 from adapterhub.trainers.watch import Interrupted

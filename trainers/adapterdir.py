@@ -11,7 +11,7 @@ from adapterhub.peftdir import CONFIG, WEIGHTS
 from adapterhub.runrecord import ADAPTER
 from adapterhub.trainers.conversion import save_converted
 from adapterhub.trainers.dialect.rules import changes_the_base
-from adapterhub.trainers.ends import GENERATION, generation_config
+from adapterhub.trainers.labels.ends import GENERATION, generation_config
 from adapterhub.trainers.prepare import Prepared
 
 

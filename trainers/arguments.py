@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.trainers.config import TrainConfig
+from adapterhub.trainers.methods.packing import packs
 from adapterhub.trainers.model import in_bfloat16
-from adapterhub.trainers.packing import packs
 from adapterhub.trainers.prepare import Prepared
 from adapterhub.trainers.processes import Place
 from adapterhub.trainers.sharding import sharding

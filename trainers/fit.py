@@ -23,13 +23,13 @@ from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.conversion import keep_initial
 from adapterhub.trainers.dialect.rules import changes_the_base
 from adapterhub.trainers.events import Listener, Stage
+from adapterhub.trainers.methods.preference import preference_trainer
+from adapterhub.trainers.methods.referencefree import reference_free_trainer
+from adapterhub.trainers.methods.sft import sft_trainer
 from adapterhub.trainers.model import keep_precision, load_model, trained_parameters, with_start
-from adapterhub.trainers.preference import preference_trainer
 from adapterhub.trainers.prepare import Prepared
 from adapterhub.trainers.processes import Place, gathered, summed
 from adapterhub.trainers.quiet import quiet
-from adapterhub.trainers.referencefree import reference_free_trainer
-from adapterhub.trainers.sft import sft_trainer
 from adapterhub.trainers.shortage import is_out_of_memory, out_of_memory
 from adapterhub.trainers.trackers import ready_trackers
 from adapterhub.trainers.watch import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub.trainers.behaviour import REFERENCE
 from adapterhub.trainers.checks import linear_layers
 from adapterhub.trainers.config import TrainConfig
+from adapterhub.trainers.methods.behaviour import REFERENCE
 from adapterhub.trainers.prepare import Prepared
 
 

@@ -12,12 +12,12 @@ from adapterhub.trainers import checks
 from adapterhub.trainers.config import DataSource, Method, TrainConfig
 from adapterhub.trainers.data import DataFile, read_source
 from adapterhub.trainers.deepspeed import read_deepspeed
-from adapterhub.trainers.ends import taught_end
-from adapterhub.trainers.labels import Labeler
+from adapterhub.trainers.labels.ends import taught_end
+from adapterhub.trainers.labels.labels import Labeler
+from adapterhub.trainers.labels.splits import Rows, Split, divided, labelled
+from adapterhub.trainers.labels.tokenizer import check_served_alike, generation_ends, load_tokenizer, template_of
 from adapterhub.trainers.room import room, too_little
-from adapterhub.trainers.splits import Rows, Split, divided, labelled
 from adapterhub.trainers.start import FindVersion, Start, continued, find_start
-from adapterhub.trainers.tokenizer import check_served_alike, generation_ends, load_tokenizer, template_of
 
 
 @dataclass(frozen=True)

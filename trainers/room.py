@@ -9,8 +9,8 @@ from typing import Any
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.trainers.config import TrainConfig
-from adapterhub.trainers.memory import GB
-from adapterhub.trainers.plan import plan
+from adapterhub.trainers.planning.memory import GB
+from adapterhub.trainers.planning.plan import plan
 
 _MEMORY = Path("/proc/meminfo")
 _LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, cgroup version 2

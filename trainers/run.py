@@ -29,13 +29,13 @@ from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.dialect import KeyFate, Reading, read_config, read_yaml
 from adapterhub.trainers.events import Listener, Stage, ignore
 from adapterhub.trainers.fit import Fitted, fit, last_checkpoint
+from adapterhub.trainers.labels.splits import Split
 from adapterhub.trainers.launch import launch
 from adapterhub.trainers.lineage import data_hashes, portable
 from adapterhub.trainers.onray import launch_on_ray
 from adapterhub.trainers.prepare import Prepared, prepare
 from adapterhub.trainers.report import write_report
 from adapterhub.trainers.shortage import OutOfMemory, smaller_batch
-from adapterhub.trainers.splits import Split
 from adapterhub.trainers.start import FindVersion
 
 GIVEN, RESOLVED, KEYS, DATA = "config.yml", "config.resolved.yml", "keys.json", "data.json"

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from adapterhub.errors import AdapterHubError, RunFailed
 from adapterhub.trainers.config import TrainConfig
-from adapterhub.trainers.memory import GB, Memory
-from adapterhub.trainers.plan import plan
+from adapterhub.trainers.planning.memory import GB, Memory
+from adapterhub.trainers.planning.plan import plan
 from adapterhub.trainers.prepare import Prepared
 
 _LOWER = {

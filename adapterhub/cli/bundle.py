@@ -19,8 +19,8 @@ from adapterhub.settings import load_settings
 
 if TYPE_CHECKING:
     from adapterhub.base import BaseModel
-    from adapterhub.registry.bundle_index import Bundled, Index
-    from adapterhub.registry.bundles import Opened
+    from adapterhub.registry.moving.bundle_index import Bundled, Index
+    from adapterhub.registry.moving.bundles import Opened
 
 
 def bundle(
@@ -36,7 +36,7 @@ def bundle(
 
     Example: ah bundle acme/support@prod --with-base --base Qwen/Qwen3-0.6B --to support.tar
     """
-    from adapterhub.registry import bundles
+    from adapterhub.registry.moving import bundles
 
     settings = load_settings()
     base = base or (settings.base if with_base else None)
@@ -83,7 +83,7 @@ def import_(
 
     Example: ah import support.tar --require-signed-by release.pub
     """
-    from adapterhub.registry import bundles
+    from adapterhub.registry.moving import bundles
 
     settings = load_settings()
     signers = Signers.read(require_signed_by or settings.require_signed_by)
@@ -122,7 +122,7 @@ def import_(
 
 def open_bundle(file: Path, home: Path, *, signers: Signers, registry: str | None) -> Opened:
     """A bundle as a registry, unpacked below ``home`` once. Raises UsageError beside ``registry``."""
-    from adapterhub.registry.bundles import opened
+    from adapterhub.registry.moving.bundles import opened
 
     if registry is not None:
         raise UsageError("--bundle and --registry name two registries", hint="leave one of them out")
@@ -131,8 +131,8 @@ def open_bundle(file: Path, home: Path, *, signers: Signers, registry: str | Non
 
 
 def _bundled(registry: Registry, ref: AdapterRef) -> Bundled:
-    from adapterhub.registry.bundle_index import Bundled
-    from adapterhub.registry.copying import original
+    from adapterhub.registry.moving.bundle_index import Bundled
+    from adapterhub.registry.moving.copying import original
 
     channel = None if ref.channel == LATEST else ref.channel
     return Bundled(original(registry, registry.resolve(ref)), channel)

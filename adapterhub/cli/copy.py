@@ -37,7 +37,7 @@ def copy(
 
     Example: ah copy acme/support@canary s3://prod --channel prod
     """
-    from adapterhub.registry.copying import land, original, point
+    from adapterhub.registry.moving.copying import land, original, point
 
     settings = load_settings()
     chosen = AdapterName.parse(name) if name else None
@@ -80,7 +80,7 @@ def mirror(
 
     Only what is missing is sent. An adapter whose target has something else is refused, and the command exits with 2.
     """
-    from adapterhub.registry.mirror import mirror as follow
+    from adapterhub.registry.moving.mirror import mirror as follow
 
     settings = load_settings()
     signers = Signers.read(require_signed_by or settings.require_signed_by)

@@ -17,7 +17,7 @@ from adapterhub.manifest import parse_json
 from adapterhub.peftdir import CONFIG
 from adapterhub.refs import AdapterRef
 from adapterhub.registry import Cache, Registry, Version, open_registry
-from adapterhub.registry.difference import Change, by_layer, changes, differing, facts, total
+from adapterhub.registry.views.difference import Change, by_layer, changes, differing, facts, total
 from adapterhub.settings import load_settings
 
 

@@ -19,8 +19,8 @@ from adapterhub.settings import load_settings
 
 if TYPE_CHECKING:
     from adapterhub.registry import Registry
-    from adapterhub.trainers.evaluate import Metrics, Subject
-    from adapterhub.trainers.lmtasks import Asking
+    from adapterhub.trainers.evaluation.evaluate import Metrics, Subject
+    from adapterhub.trainers.evaluation.lmtasks import Asking
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate adapters and versions beside their base: loss, perplexity, scores of their answers, named tasks."""
-    from adapterhub.trainers.evaluate import BASE, Subject
-    from adapterhub.trainers.lmtasks import Asking
+    from adapterhub.trainers.evaluation.evaluate import BASE, Subject
+    from adapterhub.trainers.evaluation.lmtasks import Asking
 
     _check_flags(data, tasks, of_data={"--score": score}, of_tasks={"--include-path": include_path,
                  "--num-fewshot": few_shot, "--apply-chat-template": chat or None})  # fmt: skip
@@ -126,7 +126,7 @@ def _of_rows(
     max_tokens: int,
 ) -> tuple[dict[str, Metrics], dict[str, Any]]:
     from adapterhub.scorers import scorer
-    from adapterhub.trainers.evaluate import prepare_evaluation
+    from adapterhub.trainers.evaluation.evaluate import prepare_evaluation
 
     scorers = [scorer(written) for written in score]
     prepared = prepare_evaluation(base, data, adapter=found[0].adapter, limit=limit)
@@ -139,7 +139,7 @@ def _of_tasks(
 ) -> tuple[dict[str, Metrics], dict[str, Any]]:
     from adapterhub.base import find_base
     from adapterhub.cli.progress import shown
-    from adapterhub.trainers.lmtasks import evaluate_tasks
+    from adapterhub.trainers.evaluation.lmtasks import evaluate_tasks
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     model = find_base(base)
@@ -209,9 +209,9 @@ def measured(
     scorers: Sequence[tuple[str, Callable[[str, str], float]]] = (),
     max_new_tokens: int = 256,
 ) -> dict[str, Metrics]:
-    """`trainers.evaluate`, with its progress on stderr."""
+    """`trainers.evaluation.evaluate`, with its progress on stderr."""
     from adapterhub.cli.progress import shown
-    from adapterhub.trainers.evaluate import evaluate as run
+    from adapterhub.trainers.evaluation.evaluate import evaluate as run
 
     with shown() as listener:
         return dict(

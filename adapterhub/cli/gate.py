@@ -13,8 +13,8 @@ from adapterhub.errors import RequirementUnmet, UsageError
 from adapterhub.manifest import Record
 from adapterhub.registry import Registry
 from adapterhub.scorers import scorer
-from adapterhub.trainers.evaluate import BASE, Subject, prepare_evaluation
-from adapterhub.trainers.requirement import parse_requirement, unmet
+from adapterhub.trainers.evaluation.evaluate import BASE, Subject, prepare_evaluation
+from adapterhub.trainers.evaluation.requirement import parse_requirement, unmet
 from adapterhub.trainers.run import RESOLVED
 
 SUITE = "publish"

@@ -22,10 +22,10 @@ from adapterhub.cli.tenant import (
     print_keys,
     read_limits,
 )
-from adapterhub.serving.callers import NO_LIMITS
+from adapterhub.serving.tenants.callers import NO_LIMITS
 
 if TYPE_CHECKING:
-    from adapterhub.serving.keys import Key, Minted
+    from adapterhub.serving.tenants.keys import Key, Minted
 
 app = typer.Typer(help="API keys of tenants: create, list, rotate, revoke, expire.", no_args_is_help=True)
 
@@ -56,7 +56,7 @@ def create(
 
     Example: ah key create acme --label website --expires 90d
     """
-    from adapterhub.serving.keys import parse_when
+    from adapterhub.serving.tenants.keys import parse_when
 
     limits = read_limits(NO_LIMITS, locals())
     now = datetime.now(UTC)
@@ -89,7 +89,7 @@ def rotate(
     as_json: JsonOption = False,
 ) -> None:
     """Make a new key like another, which ends after the overlap."""
-    from adapterhub.serving.keys import parse_when
+    from adapterhub.serving.tenants.keys import parse_when
 
     until = parse_when(overlap, now=datetime.now(UTC))
     minted, made = open_tenants().rotate(_id(key), old_until=until)
@@ -110,7 +110,7 @@ def expire(
     as_json: JsonOption = False,
 ) -> None:
     """Let a key end at a moment."""
-    from adapterhub.serving.keys import parse_when
+    from adapterhub.serving.tenants.keys import parse_when
 
     ends = None if when == "never" else parse_when(when, now=datetime.now(UTC))
     _told(open_tenants().expire(_id(key), ends), as_json=as_json)

@@ -41,7 +41,7 @@ def gc(
     Goes: bytes of deleted versions and of publishes that were killed, unfinished uploads, leftovers of deleted tenants,
     entries of the change log that are older than a week.
     """
-    from adapterhub.registry.gc import Patience, collect
+    from adapterhub.registry.lifecycle.gc import Patience, collect
 
     for tenant in tenants or ():
         check_tenant(tenant)
@@ -78,8 +78,8 @@ def retain(
 
     Example: ah retain acme --last 10 --days 90 --yes && ah gc acme
     """
-    from adapterhub.registry.retention import Policy
-    from adapterhub.registry.retention import retain as apply
+    from adapterhub.registry.lifecycle.retention import Policy
+    from adapterhub.registry.lifecycle.retention import retain as apply
 
     settings = load_settings()
     policy = Policy(last, days)

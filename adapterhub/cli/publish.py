@@ -21,7 +21,7 @@ from adapterhub.errors import UsageError
 from adapterhub.manifest import Record, to_plain
 from adapterhub.refs import AdapterName, check_channel
 from adapterhub.registry import ChannelMove, draft, open_registry
-from adapterhub.registry.hubimport import fetched, is_hub_source
+from adapterhub.registry.hub.imports import fetched, is_hub_source
 from adapterhub.registry.signing import sign, signature_of
 from adapterhub.settings import load_settings
 

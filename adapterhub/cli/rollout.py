@@ -16,7 +16,8 @@ from adapterhub.cli.loaded import admin
 from adapterhub.cli.output import JsonOption, RegistryOption, print_json, print_table
 from adapterhub.manifest import to_plain
 from adapterhub.refs import AdapterName
-from adapterhub.registry import ChannelMove, Registry, open_registry, rollouts
+from adapterhub.registry import ChannelMove, Registry, open_registry
+from adapterhub.registry.views import rollouts
 from adapterhub.settings import load_settings
 
 app = typer.Typer(

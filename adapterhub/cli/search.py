@@ -11,8 +11,8 @@ from adapterhub.cli.output import JsonOption, RegistryOption, print_json, print_
 from adapterhub.errors import UsageError
 from adapterhub.manifest import to_plain
 from adapterhub.registry import Status, open_registry
-from adapterhub.registry.query import Hit, Query, comparison, metrics_of
-from adapterhub.registry.query import search as find
+from adapterhub.registry.views.query import Hit, Query, comparison, metrics_of
+from adapterhub.registry.views.query import search as find
 from adapterhub.settings import load_settings
 
 

@@ -21,7 +21,7 @@ from adapterhub.registry.signing import Signers
 from adapterhub.settings import load_settings
 
 if TYPE_CHECKING:
-    from adapterhub.serving.supervisor import Supervisor
+    from adapterhub.serving.engine.supervisor import Supervisor
 
 
 class LogFormat(StrEnum):
@@ -112,8 +112,8 @@ def serve(
 
     from adapterhub.serving.arguments import ServeOptions
     from adapterhub.serving.database import default_url
-    from adapterhub.serving.engine import Engine
-    from adapterhub.serving.supervisor import Supervisor
+    from adapterhub.serving.engine.engine import Engine
+    from adapterhub.serving.engine.supervisor import Supervisor
 
     settings = load_settings()
     signers = Signers.read(path.absolute() for path in require_signed_by or settings.require_signed_by)

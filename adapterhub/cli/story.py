@@ -12,8 +12,8 @@ from adapterhub.manifest import to_plain
 from adapterhub.refs import AdapterRef
 from adapterhub.registry import Registry, open_registry
 from adapterhub.registry.base import Logs
-from adapterhub.registry.history import Happening, history
-from adapterhub.registry.lineage import Branch, Node, drawn, family, graph
+from adapterhub.registry.views.history import Happening, history
+from adapterhub.registry.views.lineage import Branch, Node, drawn, family, graph
 from adapterhub.settings import load_settings
 
 

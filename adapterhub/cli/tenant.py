@@ -11,12 +11,12 @@ import typer
 from adapterhub.cli.output import JsonOption, print_json, print_table
 from adapterhub.errors import UsageError
 from adapterhub.refs import AdapterName
-from adapterhub.serving.callers import NO_LIMITS, Limits
+from adapterhub.serving.tenants.callers import NO_LIMITS, Limits
 from adapterhub.settings import load_settings
 
 if TYPE_CHECKING:
-    from adapterhub.serving.keys import Key, Share, Tenant
-    from adapterhub.serving.tenants import Tenants
+    from adapterhub.serving.tenants.keys import Key, Share, Tenant
+    from adapterhub.serving.tenants.tenants import Tenants
 
 app = typer.Typer(help="Tenants of a server: create, limit, share adapters between them.", no_args_is_help=True)
 
@@ -58,7 +58,7 @@ def create(
 
     Example: ah tenant create acme --requests-per-minute 600
     """
-    from adapterhub.serving.keys import Tenant
+    from adapterhub.serving.tenants.keys import Tenant
 
     limits = read_limits(NO_LIMITS, locals())
     tenant = open_tenants().add(_changed(Tenant(name), base=base, weight=weight, limits=limits))
@@ -167,7 +167,7 @@ def unshare(
 def open_tenants() -> Tenants:
     """The tenants of the database that is set."""
     from adapterhub.serving.database import default_url, open_database
-    from adapterhub.serving.tenants import Tenants
+    from adapterhub.serving.tenants.tenants import Tenants
 
     settings = load_settings()
     database = open_database(settings.database_url or default_url(settings.home))

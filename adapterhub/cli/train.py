@@ -15,8 +15,8 @@ from adapterhub.settings import load_settings
 
 if TYPE_CHECKING:
     from adapterhub.trainers import Prepared, Reading, Result
-    from adapterhub.trainers.labels import Example
-    from adapterhub.trainers.splits import Split
+    from adapterhub.trainers.labels.labels import Example
+    from adapterhub.trainers.labels.splits import Split
     from adapterhub.trainers.start import FindVersion
 
 Flags = dict[str, tuple[str, Any]]
@@ -268,7 +268,7 @@ def _say_prepared(prepared: Prepared) -> None:
 def _print_labels(prepared: Prepared, count: int, *, as_json: bool) -> None:
     from rich.text import Text
 
-    from adapterhub.trainers.labels import coloured
+    from adapterhub.trainers.labels.labels import coloured
 
     shown = [(e, told, coloured(e, prepared.tokenizer)) for e, told in _first_rows(prepared.train, count)]
     if as_json:

@@ -44,8 +44,8 @@ def usage(
 
     Example: ah usage --by adapter --from 2026-11-01 --to 2026-12-01 --csv
     """
+    from adapterhub.serving.bill.ledger import Ledger
     from adapterhub.serving.database import default_url, open_database
-    from adapterhub.serving.ledger import Ledger
     from adapterhub.serving.usage import BY, summed
 
     if by not in BY:
@@ -73,7 +73,7 @@ def usage(
 
 def read_when(text: str, *, now: datetime) -> datetime:
     """``2026-11-01`` or ``2026-11-01T14``, in UTC, or a span before now like ``7d``. Raises UsageError."""
-    from adapterhub.serving.keys import parse_when
+    from adapterhub.serving.tenants.keys import parse_when
 
     when = parse_when(text, now=now)
     return when if "-" in text else now - (when - now)

@@ -30,7 +30,7 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _session() -> Iterator[None]:
     """One for all tests here, as for all commands of a process: reading S3's model is most of what they would take."""
-    from adapterhub.registry.s3_requests import session
+    from adapterhub.registry.s3.requests import session
 
     session.cache_clear()
     yield
@@ -39,7 +39,7 @@ def _session() -> Iterator[None]:
 
 @pytest.fixture
 def without_session(_session: None) -> Iterator[None]:
-    from adapterhub.registry.s3_requests import session
+    from adapterhub.registry.s3.requests import session
 
     session.cache_clear()
     yield

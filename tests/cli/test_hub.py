@@ -148,7 +148,7 @@ def test_a_hub_that_says_no(
     todo: str,
     command: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr("adapterhub.registry.hubclient._PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("adapterhub.registry.hub.client._PAUSES", (0.0, 0.0))
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     assert ah("publish", adapter, "--name", "acme/support", *HUB).code == 0
     trouble(on_the_hub, monkeypatch)

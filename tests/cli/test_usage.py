@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from adapterhub.serving.bill.ledger import Ledger
 from adapterhub.serving.database import default_url, open_database
-from adapterhub.serving.ledger import Ledger
 from adapterhub.serving.usage import Batch, Counts, Line, hour_of
 
 Ah = Callable[..., Any]

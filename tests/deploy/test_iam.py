@@ -19,7 +19,7 @@ from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Cache, Draft, ObjectRegistry
 from adapterhub.registry.doctor import prove
 from adapterhub.registry.fsck import fsck
-from adapterhub.registry.gc import Patience, collect
+from adapterhub.registry.lifecycle.gc import Patience, collect
 from adapterhub.registry.memory import MemoryStore
 from adapterhub.registry.signing import sign
 from adapterhub.registry.store import Entry

@@ -22,8 +22,8 @@ from adapterhub.base import BaseModel, find_base
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, draft, open_registry
+from adapterhub.serving.bill.ledger import Ledger
 from adapterhub.serving.database import default_url, open_database
-from adapterhub.serving.ledger import Ledger
 
 TARGETS = ("o_proj", "down_proj")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -112,7 +112,7 @@ def write_loud_adapter(path: Path, *, base: BaseModel, seed: int, rank: int) -> 
 def served(base_dir: Path, tmp_path_factory: pytest.TempPathFactory, collector_of_all: Any) -> Iterator[Served]:
     """``acme/support`` with versions 1 and 2 (``prod`` is 1), and ``globex/desk``."""
     from adapterhub.serving.arguments import ServeOptions
-    from adapterhub.serving.engine import Engine
+    from adapterhub.serving.engine.engine import Engine
 
     folder = tmp_path_factory.mktemp("e2e")
     registry, base, cache = open_registry((folder / "registry").as_uri()), find_base(str(base_dir)), folder / "cache"

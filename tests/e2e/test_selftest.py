@@ -9,11 +9,11 @@ import pytest
 
 from adapterhub.errors import EngineError
 from adapterhub.serving.arguments import ServeOptions
-from adapterhub.serving.engine import Engine, prepare
+from adapterhub.serving.engine.engine import Engine, prepare
 
 STOCK = """
 import sys, types
-module = types.ModuleType("adapterhub.serving.cpu_lora")
+module = types.ModuleType("adapterhub.serving.engine.cpu_lora")
 module.install = lambda: None
 sys.modules[module.__name__] = module
 """

@@ -24,9 +24,9 @@ from engines import write_adapter
 from adapterhub.base import find_base
 from adapterhub.refs import AdapterName
 from adapterhub.registry import draft, open_registry
+from adapterhub.serving.bill.ledger import Ledger
 from adapterhub.serving.database import default_url, open_database
-from adapterhub.serving.guard import session_processes
-from adapterhub.serving.ledger import Ledger
+from adapterhub.serving.engine.guard import session_processes
 
 pytestmark = pytest.mark.engine
 

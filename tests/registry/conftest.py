@@ -22,12 +22,12 @@ import pytest
 from adapterhub.manifest import FORMAT, FileEntry, LoraShape, Manifest, Verdict, Verdicts, canonical_json
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, ObjectRegistry, Registry, Store, layout
-from adapterhub.registry.hub import HubRegistry
+from adapterhub.registry.hub.registry import HubRegistry
 from adapterhub.registry.local import LocalStore
 from adapterhub.registry.memory import MemoryStore
-from adapterhub.registry.s3 import S3Store
-from adapterhub.registry.s3_address import Address
-from adapterhub.registry.s3_requests import Patience
+from adapterhub.registry.s3.address import Address
+from adapterhub.registry.s3.requests import Patience
+from adapterhub.registry.s3.store import S3Store
 from adapterhub.registry.store import create_hint
 
 NAME = AdapterName("acme", "support")

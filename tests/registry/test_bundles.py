@@ -25,10 +25,10 @@ from adapterhub.errors import (
 from adapterhub.manifest import BaseFingerprint, Record, canonical_json
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Cache, Draft, ObjectRegistry, Registry, open_registry
-from adapterhub.registry.bundle_index import MAX_INDEX, Bundled
-from adapterhub.registry.bundles import bring, opened, read_index, unpack, version_folder, write
-from adapterhub.registry.copying import original
 from adapterhub.registry.memory import MemoryStore
+from adapterhub.registry.moving.bundle_index import MAX_INDEX, Bundled
+from adapterhub.registry.moving.bundles import bring, opened, read_index, unpack, version_folder, write
+from adapterhub.registry.moving.copying import original
 from adapterhub.registry.signing import Signers, sign
 
 Drafts = Callable[..., Draft]

@@ -16,11 +16,11 @@ from adapterhub.manifest import Lineage, Record
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Cache, Draft, ObjectRegistry, Registry
 from adapterhub.registry.base import Status
-from adapterhub.registry.copying import Landed, land, original
 from adapterhub.registry.fsck import fsck
 from adapterhub.registry.local import LocalStore
 from adapterhub.registry.memory import MemoryStore
-from adapterhub.registry.mirror import Report, mirror
+from adapterhub.registry.moving.copying import Landed, land, original
+from adapterhub.registry.moving.mirror import Report, mirror
 from adapterhub.registry.signing import Signers, sign
 
 Drafts = Callable[..., Draft]
@@ -150,7 +150,7 @@ import os, signal, sys
 from pathlib import Path
 from adapterhub.refs import AdapterRef
 from adapterhub.registry import Cache, open_registry
-from adapterhub.registry.copying import land, original
+from adapterhub.registry.moving.copying import land, original
 
 source, target, cache, kill_at = open_registry(sys.argv[1]), open_registry(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 calls = 0

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.errors import AdapterError, Unsupported
-from adapterhub.registry.difference import by_layer, changes, differing, total
+from adapterhub.registry.views.difference import by_layer, changes, differing, total
 
 WEIGHTS = "adapter_model.safetensors"
 Factory = Callable[..., Path]

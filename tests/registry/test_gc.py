@@ -13,8 +13,8 @@ from adapterhub.errors import Gone, IntegrityError, NotFound, StorageError, Unsu
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, ObjectRegistry, Registry, layout
 from adapterhub.registry.fsck import fsck
-from adapterhub.registry.gc import Patience, Report, collect
-from adapterhub.registry.intents import Intents
+from adapterhub.registry.lifecycle.gc import Patience, Report, collect
+from adapterhub.registry.lifecycle.intents import Intents
 from adapterhub.registry.memory import MemoryStore
 
 Drafts = Callable[..., Draft]
@@ -237,7 +237,7 @@ def test_bytes_of_a_first_publish_that_was_killed_go(
 
 
 def test_the_hub_keeps_its_bytes_itself(hub_server: Any, request: pytest.FixtureRequest) -> None:
-    from adapterhub.registry.hub import HubRegistry
+    from adapterhub.registry.hub.registry import HubRegistry
 
     hub = HubRegistry("acme-models", endpoint=hub_server.endpoint, token="hf_writer")
     with pytest.raises(Unsupported, match="cannot be collected"):

@@ -25,7 +25,7 @@ from adapterhub.errors import AlreadyExists
 from adapterhub.manifest import FileEntry, Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, ObjectRegistry, layout
-from adapterhub.registry.gc import Patience, collect
+from adapterhub.registry.lifecycle.gc import Patience, collect
 from adapterhub.registry.memory import MemoryStore
 from adapterhub.registry.records import blob_key
 from adapterhub.registry.store import Entry

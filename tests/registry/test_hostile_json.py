@@ -26,8 +26,8 @@ from adapterhub.manifest import (
 from adapterhub.refs import AdapterName
 from adapterhub.registry import entries
 from adapterhub.registry.base import ChannelMove, Evaluation, Signature, StatusChange, Target, Version
-from adapterhub.registry.bundle_index import Bundled, BundledBase, Index, from_bytes, to_bytes
-from adapterhub.registry.copying import Original
+from adapterhub.registry.moving.bundle_index import Bundled, BundledBase, Index, from_bytes, to_bytes
+from adapterhub.registry.moving.copying import Original
 
 YES = Verdict("yes")
 DIGEST = "sha256:" + "a" * 64

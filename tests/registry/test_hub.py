@@ -26,12 +26,12 @@ from adapterhub.errors import (
 from adapterhub.manifest import BaseFingerprint, FileEntry
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Draft, open_registry, open_store
-from adapterhub.registry import hublayout as layout
 from adapterhub.registry.base import Signature
-from adapterhub.registry.hub import HubRegistry
-from adapterhub.registry.hubclient import Hub
-from adapterhub.registry.huberrors import Busy
-from adapterhub.registry.hubpublish import HubPublisher
+from adapterhub.registry.hub import layout
+from adapterhub.registry.hub.client import Hub
+from adapterhub.registry.hub.errors import Busy
+from adapterhub.registry.hub.publish import HubPublisher
+from adapterhub.registry.hub.registry import HubRegistry
 
 Drafts = Callable[..., Draft]
 REPO = "acme-models/acme.support"

@@ -10,12 +10,12 @@ import pytest
 from adapterhub.errors import Conflict, Untrusted
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Cache, Draft, ObjectRegistry, Registry
-from adapterhub.registry.bundle_index import Bundled
-from adapterhub.registry.bundles import bring, unpack, write
-from adapterhub.registry.copying import land, original
 from adapterhub.registry.fsck import fsck
 from adapterhub.registry.memory import MemoryStore
-from adapterhub.registry.mirror import mirror
+from adapterhub.registry.moving.bundle_index import Bundled
+from adapterhub.registry.moving.bundles import bring, unpack, write
+from adapterhub.registry.moving.copying import land, original
+from adapterhub.registry.moving.mirror import mirror
 from adapterhub.registry.signing import Signers, sign
 
 PROD = AdapterRef.parse("acme/support@prod")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adapterhub.refs import AdapterName
 from adapterhub.registry.base import Overview, Summary
-from adapterhub.registry.lineage import Graph, drawn, family, graph
+from adapterhub.registry.views.lineage import Graph, drawn, family, graph
 
 
 def overview(adapter: str, **parents: str) -> Overview:

@@ -10,7 +10,7 @@ import pytest
 from adapterhub.errors import UsageError
 from adapterhub.refs import AdapterName
 from adapterhub.registry.base import Overview, Summary, Target
-from adapterhub.registry.query import Query, comparison, search
+from adapterhub.registry.views.query import Query, comparison, search
 
 ONE = Summary(
     name=AdapterName("acme", "support"),

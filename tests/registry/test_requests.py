@@ -13,7 +13,7 @@ from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Draft, ObjectRegistry, layout
 from adapterhub.registry.store import create_hint
-from adapterhub.serving.rollout import Rollout
+from adapterhub.serving.rollout.rollout import Rollout
 
 Drafts = Callable[..., Draft]
 CHANNELS = [f"c{n}" for n in range(200)]

@@ -11,8 +11,8 @@ import pytest
 from adapterhub.errors import Gone, NotFound, UsageError
 from adapterhub.refs import AdapterName
 from adapterhub.registry import ChannelMove, Draft, ObjectRegistry, Registry, Target, Version
+from adapterhub.registry.lifecycle.retention import Policy, decide, retain
 from adapterhub.registry.memory import MemoryStore
-from adapterhub.registry.retention import Policy, decide, retain
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 

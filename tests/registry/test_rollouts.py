@@ -10,8 +10,9 @@ import pytest
 
 from adapterhub.errors import Conflict, UsageError
 from adapterhub.refs import AdapterName
-from adapterhub.registry import Registry, open_registry, rollouts
-from adapterhub.registry.rollouts import Gates, abort, pause, promote, read, start
+from adapterhub.registry import Registry, open_registry
+from adapterhub.registry.views import rollouts
+from adapterhub.registry.views.rollouts import Gates, abort, pause, promote, read, start
 
 Drafts = Callable[..., object]
 WHERE = {"channel": "prod", "who": "ana"}

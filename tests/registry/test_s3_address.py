@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from adapterhub.errors import UsageError
 from adapterhub.registry import open_store
-from adapterhub.registry.s3_address import Address, parse
+from adapterhub.registry.s3.address import Address, parse
 
 part = st.text(alphabet="ab0._- ü", min_size=1, max_size=5).filter(lambda text: text not in {".", ".."})
 words = st.text(alphabet="abc-", min_size=1, max_size=8)

@@ -14,9 +14,9 @@ from adapterhub.errors import UnsafeStore
 from adapterhub.refs import AdapterName
 from adapterhub.registry import ObjectRegistry
 from adapterhub.registry.doctor import notes, prove
-from adapterhub.registry.s3 import S3Store
-from adapterhub.registry.s3_address import Address
-from adapterhub.registry.s3_requests import Patience, Sizes
+from adapterhub.registry.s3.address import Address
+from adapterhub.registry.s3.requests import Patience, Sizes
+from adapterhub.registry.s3.store import S3Store
 
 EAGER = Patience(wait=lambda seconds: None)
 

@@ -12,11 +12,9 @@ import pytest
 from adapterhub.errors import AdapterError, AdapterHubError, AlreadyExists, NotFound, StorageError, UnsafeStore
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, ObjectRegistry
-from adapterhub.registry import s3_download as download
-from adapterhub.registry import s3_upload as upload
-from adapterhub.registry.s3 import S3Store
-from adapterhub.registry.s3_address import Address
-from adapterhub.registry.s3_requests import Patience, Sizes, session
+from adapterhub.registry.s3.address import Address
+from adapterhub.registry.s3.requests import Patience, Sizes, session
+from adapterhub.registry.s3.store import S3Store, download, upload
 
 pytestmark = pytest.mark.slow
 

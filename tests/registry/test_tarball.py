@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.errors import IntegrityError
-from adapterhub.registry.tarball import member, write_end, write_member
+from adapterhub.registry.moving.tarball import member, write_end, write_member
 
 
 def packed(files: dict[str, bytes]) -> bytes:

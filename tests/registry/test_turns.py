@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, ObjectRegistry, layout
-from adapterhub.registry.intents import Intents
+from adapterhub.registry.lifecycle.intents import Intents
 from adapterhub.registry.memory import MemoryStore
 from adapterhub.registry.store import create_hint
 from adapterhub.registry.turns import LONGEST, pause

@@ -15,7 +15,7 @@ from adapterhub.errors import EngineRefused
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, draft, open_registry
-from adapterhub.serving.account import metered
+from adapterhub.serving.bill.account import metered
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.replica import Replica
 

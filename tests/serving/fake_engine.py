@@ -35,7 +35,7 @@ class Server(ThreadingHTTPServer):
 
 
 port, manner, dead = int(sys.argv[1]), sys.argv[2], False
-print("INFO 01-01 00:00:00 adapterhub.serving.rollout: following 3 adapters", flush=True)
+print("INFO 01-01 00:00:00 adapterhub.serving.rollout.rollout: following 3 adapters", flush=True)
 print("(APIServer) INFO 01-01 00:00:00 [x.py:1] noise", flush=True)
 if manner == "crash-at-start":
     print("(EngineCore) ERROR 01-01 00:00:00 [core.py:1] no memory for the cache", flush=True)

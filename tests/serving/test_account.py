@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.serving.account import Account
+from adapterhub.serving.bill.account import Account
 
 pytestmark = pytest.mark.anyio
 PROMPT = [1, 2, 3, 4]

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from adapterhub.serving.admission import Admission, prompt_tokens, sequences
-from adapterhub.serving.fairness import Ask, Window
+from adapterhub.serving.admission.admission import Admission, prompt_tokens, sequences
+from adapterhub.serving.admission.fairness import Ask, Window
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ import pytest
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterRef
 from adapterhub.registry.base import Version
-from adapterhub.serving.canary import Share, caller_of, pick
+from adapterhub.serving.rollout.canary import Share, caller_of, pick
 
 PROD = AdapterRef.parse("acme/support@prod")
 CALLERS = [f"acme\0user-{n}" for n in range(10_000)]

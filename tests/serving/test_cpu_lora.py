@@ -22,7 +22,7 @@ RANKS = (4, 16, 1, 0)
 def cpu_lora() -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own, while it is imported
-        return importlib.import_module("adapterhub.serving.cpu_lora")
+        return importlib.import_module("adapterhub.serving.engine.cpu_lora")
 
 
 @dataclass

@@ -16,11 +16,11 @@ import httpx
 import pytest
 
 from adapterhub.errors import EngineError, MissingDependency, NotFound, UsageError
-from adapterhub.serving import engine as engines
 from adapterhub.serving.arguments import ServeOptions
-from adapterhub.serving.engine import Engine, Launch, prepare
-from adapterhub.serving.enginelog import cause, telling
-from adapterhub.serving.guard import session_processes
+from adapterhub.serving.engine import engine as engines
+from adapterhub.serving.engine.engine import Engine, Launch, prepare
+from adapterhub.serving.engine.guard import session_processes
+from adapterhub.serving.engine.log import cause, telling
 
 PROGRAM = Path(__file__).with_name("fake_engine.py")
 
@@ -138,7 +138,7 @@ class TestEndByItself:
 OWNER = """
 import os, sys, time
 from pathlib import Path
-from adapterhub.serving.engine import Engine, Launch
+from adapterhub.serving.engine.engine import Engine, Launch
 folder, *command, port = sys.argv[1:]
 plan = Launch(tuple(command), dict(os.environ), "127.0.0.1", int(port), Path(folder) / "engine.log")
 engine = Engine(plan)
@@ -252,7 +252,7 @@ class TestBytecode:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("INFO 11-23 23:32:01 adapterhub.serving.rollout: acme/support@prod is 2", "acme/support@prod is 2"),
+        ("INFO 11-23 23:32:01 adapterhub.serving.rollout.rollout: acme/support@prod is 2", "acme/support@prod is 2"),
         ("(Worker pid=1) INFO 11-23 23:00:00 [cpu.py:68] Starting to load model /m...", "loading the base model"),
         ("(Worker pid=1) INFO 11-23 23:00:00 [cpu.py:68] Loading weights took 1 s", None),
         ("(EngineCore pid=1) ERROR 11-23 23:00:00 [core.py:1] it died", "EngineCore: it died"),

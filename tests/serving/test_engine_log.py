@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from adapterhub.errors import EngineError
-from adapterhub.serving.engine import Engine, Launch
+from adapterhub.serving.engine.engine import Engine, Launch
 
 # Answers every GET with 200, and ends by itself when it is told to.
 SERVER = """

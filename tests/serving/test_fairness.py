@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapterhub.serving.fairness import INPUT_COST, OUTPUT_COST, Ask, Grant, Line, Window
+from adapterhub.serving.admission.fairness import INPUT_COST, OUTPUT_COST, Ask, Grant, Line, Window
 
 
 class Steps:

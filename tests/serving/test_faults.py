@@ -19,11 +19,11 @@ from adapterhub.base import BaseModel
 from adapterhub.errors import StorageError, TooManyRequests
 from adapterhub.manifest import Record
 from adapterhub.registry import Registry
-from adapterhub.serving.callers import Caller, Limits
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.middleware import TenancyMiddleware
-from adapterhub.serving.quota import Quota
 from adapterhub.serving.replica import Replica
+from adapterhub.serving.tenants.callers import Caller, Limits
+from adapterhub.serving.tenants.quota import Quota
 
 pytestmark = pytest.mark.anyio
 

@@ -22,18 +22,18 @@ from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry
 from adapterhub.serving import gauges, routes
-from adapterhub.serving.access import Access
-from adapterhub.serving.callers import Limits
+from adapterhub.serving.bill.ledger import Ledger
+from adapterhub.serving.bill.metering import Metering
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.database import default_url, open_database
-from adapterhub.serving.keys import Directory, Tenant
-from adapterhub.serving.ledger import Ledger
-from adapterhub.serving.metering import Metering
-from adapterhub.serving.metrics import Metrics
 from adapterhub.serving.middleware import TenancyMiddleware
 from adapterhub.serving.replica import Replica
-from adapterhub.serving.telemetry import Telemetry
-from adapterhub.serving.tenants import Tenants
+from adapterhub.serving.telemetry.metrics import Metrics
+from adapterhub.serving.telemetry.telemetry import Telemetry
+from adapterhub.serving.tenants.access import Access
+from adapterhub.serving.tenants.callers import Limits
+from adapterhub.serving.tenants.keys import Directory, Tenant
+from adapterhub.serving.tenants.tenants import Tenants
 from adapterhub.serving.usage import Counts, Line
 
 pytestmark = pytest.mark.anyio

@@ -9,9 +9,9 @@ import pytest
 
 from adapterhub.errors import Unauthorized, UsageError
 from adapterhub.refs import AdapterName
-from adapterhub.serving.access import Access
-from adapterhub.serving.callers import SINGLE_USER, Caller, Limits
-from adapterhub.serving.keys import Directory, Key, Minted, Share, Tenant, mint, presented_key
+from adapterhub.serving.tenants.access import Access
+from adapterhub.serving.tenants.callers import SINGLE_USER, Caller, Limits
+from adapterhub.serving.tenants.keys import Directory, Key, Minted, Share, Tenant, mint, presented_key
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 DESK = AdapterName.parse("globex/desk")

@@ -23,16 +23,17 @@ from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import AdapterHubError, IntegrityError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName, AdapterRef
-from adapterhub.registry import Registry, rollouts
+from adapterhub.registry import Registry
 from adapterhub.registry.cache import Cache
 from adapterhub.registry.signing import sign
+from adapterhub.registry.views import rollouts
 from adapterhub.serving import routes, tenancy
-from adapterhub.serving.admission import Admission
-from adapterhub.serving.callers import SINGLE_USER
+from adapterhub.serving.admission.admission import Admission
+from adapterhub.serving.admission.fairness import Window
 from adapterhub.serving.config import ServeConfig
-from adapterhub.serving.fairness import Window
 from adapterhub.serving.middleware import TenancyMiddleware
 from adapterhub.serving.replica import Replica
+from adapterhub.serving.tenants.callers import SINGLE_USER
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from adapterhub.errors import TooManyRequests
-from adapterhub.serving.callers import SINGLE_USER, Caller, Limits
-from adapterhub.serving.quota import Quota
+from adapterhub.serving.tenants.callers import SINGLE_USER, Caller, Limits
+from adapterhub.serving.tenants.quota import Quota
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from adapterhub.errors import EngineRefused, StorageError
 from adapterhub.manifest import Record
-from adapterhub.serving.residency import Places, Residency
+from adapterhub.serving.adapters.residency import Places, Residency
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Registry, draft, open_registry
 from adapterhub.serving.replica import Replica
-from adapterhub.serving.rollout import Rollout
+from adapterhub.serving.rollout.rollout import Rollout
 
 pytestmark = pytest.mark.anyio
 
@@ -314,7 +314,7 @@ async def test_what_is_not_there_is_looked_up_once_a_poll(
     asked: list[AdapterRef] = []
     resolve = registry.resolve
     monkeypatch.setattr(registry, "resolve", lambda ref: (asked.append(ref), resolve(ref))[1])
-    monkeypatch.setattr("adapterhub.serving.rollout._MOST_UNKNOWN", 2)
+    monkeypatch.setattr("adapterhub.serving.rollout.rollout._MOST_UNKNOWN", 2)
     for _ in range(3):
         for adapter in ("a", "b", "c"):
             with pytest.raises(NotFound):

@@ -18,14 +18,15 @@ from adapterhub.base import BaseModel
 from adapterhub.errors import DataError, UsageError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
-from adapterhub.registry import Registry, rollouts
-from adapterhub.serving.access import Access
+from adapterhub.registry import Registry
+from adapterhub.registry.views import rollouts
 from adapterhub.serving.config import ServeConfig
-from adapterhub.serving.keys import Directory
 from adapterhub.serving.middleware import TenancyMiddleware
-from adapterhub.serving.promptset import check_folder, read_prompts
 from adapterhub.serving.replica import Replica
-from adapterhub.serving.trials import WHO
+from adapterhub.serving.rollout.promptset import check_folder, read_prompts
+from adapterhub.serving.rollout.trials import WHO
+from adapterhub.serving.tenants.access import Access
+from adapterhub.serving.tenants.keys import Directory
 
 pytestmark = pytest.mark.anyio
 

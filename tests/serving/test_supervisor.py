@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from adapterhub.errors import EngineError
-from adapterhub.serving.engine import Engine, Launch
-from adapterhub.serving.standin import StandIn
-from adapterhub.serving.supervisor import STEADY_SECONDS, Supervisor, pause_after
+from adapterhub.serving.engine.engine import Engine, Launch
+from adapterhub.serving.engine.standin import StandIn
+from adapterhub.serving.engine.supervisor import STEADY_SECONDS, Supervisor, pause_after
 
 pytestmark = pytest.mark.slow  # processes, seconds in all
 

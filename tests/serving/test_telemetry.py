@@ -14,13 +14,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from adapterhub.errors import NotFound
 from adapterhub.serving.arguments import LOGGING, LOGGING_JSON
-from adapterhub.serving.callers import Caller
-from adapterhub.serving.enginelog import cause, telling
-from adapterhub.serving.flight import Flight
-from adapterhub.serving.jsonlog import JsonFormatter
-from adapterhub.serving.metrics import OTHER, TENANTS, Metrics
-from adapterhub.serving.telemetry import Telemetry, requests_log
-from adapterhub.serving.tracing import Tracing, endpoint
+from adapterhub.serving.engine.log import cause, telling
+from adapterhub.serving.telemetry.flight import Flight
+from adapterhub.serving.telemetry.jsonlog import JsonFormatter
+from adapterhub.serving.telemetry.metrics import OTHER, TENANTS, Metrics
+from adapterhub.serving.telemetry.telemetry import Telemetry, requests_log
+from adapterhub.serving.telemetry.tracing import Tracing, endpoint
+from adapterhub.serving.tenants.callers import Caller
 
 ROUTE = "/v1/chat/completions"
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

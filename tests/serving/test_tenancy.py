@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from adapterhub.errors import InvalidName, NotFound, UsageError
 from adapterhub.refs import AdapterRef
 from adapterhub.serving import tenancy
-from adapterhub.serving.callers import SINGLE_USER, Caller
 from adapterhub.serving.tenancy import Manner
+from adapterhub.serving.tenants.callers import SINGLE_USER, Caller
 
 CHAT = tenancy.find_route("POST", b"/v1/chat/completions", "/v1/chat/completions")
 MESSAGES = tenancy.find_route("POST", b"/v1/messages", "/v1/messages")

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from adapterhub.errors import AlreadyExists, NotFound, StorageError, Unauthorized, UsageError
 from adapterhub.refs import AdapterName
 from adapterhub.serving import database, schema
-from adapterhub.serving.callers import Limits
 from adapterhub.serving.database import default_url, masked, open_database
-from adapterhub.serving.keys import Tenant
-from adapterhub.serving.tenants import Tenants
+from adapterhub.serving.tenants.callers import Limits
+from adapterhub.serving.tenants.keys import Tenant
+from adapterhub.serving.tenants.tenants import Tenants
 
 DESK = AdapterName.parse("globex/desk")
 

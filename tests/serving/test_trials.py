@@ -10,10 +10,11 @@ import pytest
 from adapterhub.errors import StorageError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName, AdapterRef
-from adapterhub.registry import Registry, rollouts
-from adapterhub.registry.rollouts import Gates
+from adapterhub.registry import Registry
+from adapterhub.registry.views import rollouts
+from adapterhub.registry.views.rollouts import Gates
 from adapterhub.serving.replica import Replica
-from adapterhub.serving.trials import WHO, Tally, Trials, verdict
+from adapterhub.serving.rollout.trials import WHO, Tally, Trials, verdict
 
 pytestmark = pytest.mark.anyio
 

@@ -14,9 +14,9 @@ from adapterhub.manifest import Record
 from adapterhub.refs import AdapterRef
 from adapterhub.registry import Registry
 from adapterhub.registry.signing import sign
+from adapterhub.serving.adapters.residency import Engine
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.replica import Replica
-from adapterhub.serving.residency import Engine
 
 Keys = dict[str, tuple[Path, Path]]
 pytestmark = pytest.mark.anyio

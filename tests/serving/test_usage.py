@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from adapterhub.errors import Conflict, StorageError
 from adapterhub.serving import database
+from adapterhub.serving.bill.ledger import Ledger
+from adapterhub.serving.bill.metering import Metering
+from adapterhub.serving.bill.spool import Spool
 from adapterhub.serving.database import Database, default_url, open_database
-from adapterhub.serving.ledger import Ledger
-from adapterhub.serving.metering import Metering
-from adapterhub.serving.spool import Spool
 from adapterhub.serving.usage import Batch, Counts, Line, Tally, hour_of, summed
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -305,8 +305,8 @@ SERVER = """
 import asyncio, sys
 from pathlib import Path
 from adapterhub.serving.database import default_url, open_database
-from adapterhub.serving.ledger import Ledger
-from adapterhub.serving.metering import Metering
+from adapterhub.serving.bill.ledger import Ledger
+from adapterhub.serving.bill.metering import Metering
 from adapterhub.serving.usage import Counts, Line
 
 async def main(home, spool):

@@ -17,10 +17,11 @@ from starlette.responses import PlainTextResponse
 from adapterhub.errors import UsageError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName, AdapterRef
-from adapterhub.registry import Registry, rollouts
+from adapterhub.registry import Registry
+from adapterhub.registry.views import rollouts
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.replica import Replica
-from adapterhub.serving.webhook import Webhook, check_url, signature
+from adapterhub.serving.rollout.webhook import Webhook, check_url, signature
 
 pytestmark = pytest.mark.anyio
 
@@ -161,8 +162,8 @@ async def test_no_request_waits_for_a_receiver_that_hangs(
     publish(channel="prod")
     webhook = Webhook("http://nobody/", server="x")
     ref = AdapterRef.parse("acme/support@prod")
-    from adapterhub.serving.deployment import read_deployment
-    from adapterhub.serving.events import event_of
+    from adapterhub.serving.rollout.deployment import read_deployment
+    from adapterhub.serving.rollout.events import event_of
 
     deployment = read_deployment(registry, ref)
     for _ in range(1500):

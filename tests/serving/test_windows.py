@@ -10,8 +10,8 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
-from adapterhub.serving import windows
-from adapterhub.serving.windows import Windows
+from adapterhub.serving.tenants import windows
+from adapterhub.serving.tenants.windows import Windows
 
 pytestmark = pytest.mark.anyio
 TEN = RateLimitItemPerMinute(10)

@@ -13,10 +13,10 @@ from adapterhub.errors import StorageError
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName, AdapterRef
 from adapterhub.registry import Registry
-from adapterhub.serving import workingset
+from adapterhub.serving.adapters import workingset
+from adapterhub.serving.adapters.workingset import WorkingSet
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.replica import Replica
-from adapterhub.serving.workingset import WorkingSet
 
 pytestmark = pytest.mark.anyio
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from adapterhub.errors import ConfigError
-from adapterhub.trainers import templates
 from adapterhub.trainers.dialect import Machine, Reading, parse_yaml, read_config, read_yaml
 from adapterhub.trainers.dialect.keys import known_keys
 from adapterhub.trainers.dialect.noted import ALSO_CALLED
+from adapterhub.trainers.labels import templates
 
 FILES = sorted((Path(__file__).parent / "axolotl").glob("*.yml"))
 TYPO = "sft-qlora-falcon-typo.yml"

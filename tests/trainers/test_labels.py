@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from adapterhub.errors import ConfigError, DataError
-from adapterhub.trainers import templates
 from adapterhub.trainers.data import Conversation, Row, Segments, Text, Tokens, with_system
-from adapterhub.trainers.labels import IGNORED, Labeler, coloured
+from adapterhub.trainers.labels import templates
+from adapterhub.trainers.labels.labels import IGNORED, Labeler, coloured
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.trainers.labels import IGNORED, Example
-from adapterhub.trainers.packing import collator, packed_row, packs, tokens_in
+from adapterhub.trainers.labels.labels import IGNORED, Example
+from adapterhub.trainers.methods.packing import collator, packed_row, packs, tokens_in
 
 
 def example(length: int, start: int = 0) -> Example:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from adapterhub.errors import ConfigError, Unsupported
-from adapterhub.trainers.memory import Setup, memory
-from adapterhub.trainers.shapes import ModelShape, _from_transformers, lora_parameters, model_shape
+from adapterhub.trainers.planning.memory import Setup, memory
+from adapterhub.trainers.planning.shapes import ModelShape, _from_transformers, lora_parameters, model_shape
 
 BASES = Path(__file__).parent / "bases"
 Ah = Callable[..., Any]

@@ -30,9 +30,9 @@ from adapterhub.trainers import (
 from adapterhub.trainers.arguments import arguments
 from adapterhub.trainers.events import Evaluated, Event, Step
 from adapterhub.trainers.fit import trainer_of
-from adapterhub.trainers.labels import IGNORED
+from adapterhub.trainers.labels.labels import IGNORED
+from adapterhub.trainers.methods.preference import mismatched
 from adapterhub.trainers.model import load_model
-from adapterhub.trainers.preference import mismatched
 from adapterhub.trainers.quiet import quiet
 from adapterhub.trainers.shortage import smaller_batch
 

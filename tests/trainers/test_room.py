@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapterhub.trainers import DataSource, TrainConfig
-from adapterhub.trainers.memory import GB
+from adapterhub.trainers.planning.memory import GB
 from adapterhub.trainers.room import Room, room, too_little
 
 LLAMA = json.loads((Path(__file__).parent / "bases" / "llama-3-8b.json").read_text())

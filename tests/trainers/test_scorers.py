@@ -8,7 +8,7 @@ import pytest
 
 from adapterhub.errors import RunFailed, UsageError
 from adapterhub.scorers import scorer
-from adapterhub.trainers.requirement import parse_requirement, unmet
+from adapterhub.trainers.evaluation.requirement import parse_requirement, unmet
 
 CALL = '<tool_call>\n{"name": "find", "arguments": {"id": 7}}\n</tool_call>'
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from adapterhub.peftdir import VLLM_MAX_RANK
-from adapterhub.trainers import templates
 from adapterhub.trainers.config import DataSource, UserFormat, UserPreference
 from adapterhub.trainers.dialect.columns import unread
 from adapterhub.trainers.dialect.fate import Kind, Machine, shown
 from adapterhub.trainers.dialect.keys import BITS_ADAM
+from adapterhub.trainers.labels import templates
 
 # Keys of one method only, and the methods that read them.
 OF_METHOD: Mapping[str, tuple[str, ...]] = {

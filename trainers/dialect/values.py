@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from adapterhub.peftdir import VLLM_MAX_RANK
-from adapterhub.trainers import templates
+from adapterhub.trainers.labels import templates
 
 
 @dataclass(frozen=True)

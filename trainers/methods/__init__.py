@@ -1,0 +1,1 @@
+"""How an adapter is trained: supervised (`sft`, `packing`), from preferences with a reference or without."""
