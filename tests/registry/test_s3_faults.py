@@ -12,9 +12,10 @@ import pytest
 from adapterhub.errors import AdapterError, AdapterHubError, AlreadyExists, NotFound, StorageError, UnsafeStore
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Draft, ObjectRegistry
+from adapterhub.registry.s3 import download, upload
 from adapterhub.registry.s3.address import Address
 from adapterhub.registry.s3.requests import Patience, Sizes, session
-from adapterhub.registry.s3.store import S3Store, download, upload
+from adapterhub.registry.s3.store import S3Store
 
 pytestmark = pytest.mark.slow
 
