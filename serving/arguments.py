@@ -132,6 +132,7 @@ class ServeOptions:
     webhook: str | None = None  # URL that is told of swaps and rollouts
     webhook_secret: str = ""
     prompts: Path | None = None  # folder of prompts by which candidates are scored
+    hang_seconds: float = 300.0  # without a step after which the engine is started again; 0: never
     vllm_args: tuple[str, ...] = ()
 
 

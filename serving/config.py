@@ -38,6 +38,7 @@ class ServeConfig:
     webhook: str | None = None  # URL that is told what happens
     webhook_secret: str = ""  # signs what it is told
     prompts: Path | None = None  # folder of prompts by which candidates are scored
+    hang_seconds: float = 300.0  # without a step after which the engine hangs; 0: never
     poll_seconds: float = 2.0  # between looks at the change logs
     load_seconds: float = 30.0  # that a request waits for its adapter
     score_seconds: float = 600.0  # between two scores of a candidate that has callers

@@ -148,6 +148,7 @@ class TenancyMiddleware:
         flight.lap("admit")
         raw = await read_all(scope, receive)
         flight.lap("read")
+        came = replica.admission.now()
         body = tenancy.read_body(raw)
         ref = tenancy.read_model(body, caller)
         tenancy.check_body(body)  # before anything is loaded for it
@@ -169,7 +170,7 @@ class TenancyMiddleware:
             await _ensure(replica, version, sample)
             flight.lap("load")
         if route.fills_cache:
-            ask = ask_of(replica, caller, ref, body, flight.model, prompt=prompt)
+            ask = ask_of(caller, ref, body, flight.model, since=came, prompt=prompt)
             turn, receive = await take_turn(replica, caller, ask, until_the_last_byte, receive)
             flight.token_came = turn.count
             flight.lap("queue")

@@ -32,6 +32,7 @@ from adapterhub.serving.admission.fairness import Window
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.draining import UnderWay
 from adapterhub.serving.models import card, list_models
+from adapterhub.serving.pulse import Pulse
 from adapterhub.serving.rollout.rollout import Rollout
 from adapterhub.serving.rollout.scoring import Scoring, try_again
 from adapterhub.serving.rollout.trials import Trials
@@ -103,12 +104,20 @@ class Replica:
         self.not_ready = "it is starting"  # empty: ready, as long as the engine lives
         self.under_way = UnderWay()
         self._engine = engine
+        self.pulse = Pulse(engine.beat, within=config.hang_seconds)
         self._watchers: list[asyncio.Task[None]] = []
 
     @property
     def why_not_ready(self) -> str:
         """Empty where requests are taken."""
-        return self.not_ready or ("its engine ended" if self._engine.is_dead else "")
+        return self.not_ready or self.why_not_healthy
+
+    @property
+    def why_not_healthy(self) -> str:
+        """Empty where its engine works; else only a new start helps."""
+        if self._engine.is_dead:
+            return "its engine ended"
+        return "its engine hangs" if self.pulse.hangs else ""
 
     def close(self, why: str) -> None:
         """Take no new requests from now on."""
@@ -145,6 +154,7 @@ class Replica:
         watched = {
             "the registry": self.rollout.watch(poll_seconds=config.poll_seconds, rescan_seconds=config.rescan_seconds)
         }
+        watched["the engine"] = self.pulse.watch()
         watched["the working set"] = self._keep_working_set()
         if self.webhook is not None:
             watched["the webhook"] = self.webhook.deliver()

@@ -15,9 +15,12 @@ from adapterhub.serving.tenants.callers import CALLER, Caller
 
 
 def attach(app: FastAPI) -> None:
-    """Add the routes; ``GET /v1/models`` replaces vLLM's, which shows paths."""
+    """Add the routes. Two replace vLLM's: ``GET /v1/models``, which shows paths, and ``GET /health``, which knows only
+    of an engine that ended, and not of one that hangs.
+    """
     started = int(time.time())
     app.add_api_route("/v1/models", _models(started), methods=["GET"])
+    app.add_api_route("/health", health, methods=["GET"], response_model=None)
     app.add_api_route("/ready", ready, methods=["GET"], response_model=None)
     admin.attach(app)
 
@@ -42,6 +45,12 @@ def _models(started: int) -> Any:
         return {"object": "list", "data": cards}
 
     return models
+
+
+async def health(request: Request) -> Response:
+    """200 as long as its engine works: with 503 a new start is what helps."""
+    reason = _replica(request).why_not_healthy
+    return JSONResponse({"reason": reason}, status_code=503) if reason else Response()
 
 
 async def ready(request: Request) -> Response:

@@ -18,16 +18,17 @@ _AT_ONCE = 0.005  # seconds: a request whose turn comes later than that has wait
 
 
 def ask_of(
-    replica: Replica, caller: Caller, ref: AdapterRef | None, body: dict[str, Any], model: str, *, prompt: int
+    caller: Caller, ref: AdapterRef | None, body: dict[str, Any], model: str, *, since: float, prompt: int
 ) -> Ask:
     """What a request wants of the engine; ``prompt`` in tokens, about.
 
-    Without keys everybody is one tenant: then an adapter's owner counts.
+    Without keys everybody is one tenant: then an adapter's owner counts. ``since`` is when it came, by the clock of
+    admission: who waited for a load does not stand behind those who came meanwhile and found theirs loaded.
     """
     return Ask(
         tenant=caller.tenant or (ref.name.tenant if ref else BASE_NAME),
         adapter=model if ref else None,
-        since=replica.admission.now(),
+        since=since,
         prompt=prompt,
         sequences=sequences(body),
         weight=caller.weight,

@@ -86,6 +86,10 @@ def serve(
         int,
         typer.Option("--restarts", min=0, help="How often in a row an engine that ends by itself is started again."),
     ] = 5,
+    hang_seconds: Annotated[
+        float,
+        typer.Option("--hang-seconds", min=0, help="Without a step, after which an engine hangs and ends; 0: never."),
+    ] = 300,
     log_format: Annotated[
         LogFormat, typer.Option("--log-format", help="json: one object a line on stderr, each request among them.")
     ] = LogFormat.text,
@@ -146,6 +150,7 @@ def serve(
         usage=settings.home / "usage",
         log_json=log_format is LogFormat.json,
         metrics_adapters=metrics_adapters,
+        hang_seconds=hang_seconds,
         cache_limit=parse_size(cache_limit, flag="--cache-limit") if cache_limit else None,
         vllm_args=tuple(vllm_flags or ()),
     )

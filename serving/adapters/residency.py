@@ -28,6 +28,9 @@ from adapterhub.manifest import Record
 # ended on a stop string, by a message of its own, a moment after the client's side is over.
 SETTLE_SECONDS = 0.25
 REFUSAL_SECONDS = 60.0  # that an adapter which the engine refused is not tried again: a load holds up the others'
+# Loads that the engine is asked for together: it does them between two steps. One by one, each would wait for a step
+# of its own; all of a crowd, everybody's answers would stand still for the sum of them.
+AT_ONCE = 4
 RETRY_SECONDS = 5.0  # until a client that was sent away should ask again
 
 
@@ -39,6 +42,9 @@ class Engine(Protocol):
 
     async def forget(self, name: str) -> None:
         """Free it. Nobody uses it."""
+
+    async def beat(self) -> None:
+        """Returns once it has finished the step that it is in. Raises EngineError where it ended."""
 
     @property
     def is_dead(self) -> bool:
@@ -69,6 +75,7 @@ class Places:
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently used first
         self._leases: dict[str, int] = {}
         self._pins: set[str] = set()
+        self._expected: set[str] = set()  # being loaded: their places are taken already
 
     def take(self, name: str) -> None:
         self._leases[name] = self._leases.get(name, 0) + 1
@@ -91,8 +98,18 @@ class Places:
         """Least recently used first."""
         return tuple(self._resident)
 
+    def expect(self, name: str) -> None:
+        """Keep a place for an adapter that is going to be loaded, until `add` or `give_up`."""
+        assert not self.is_full, "no place is free"
+        self._expected.add(name)
+
+    def give_up(self, name: str) -> None:
+        """Leave a kept place to others, unless it was filled."""
+        self._expected.discard(name)
+
     def add(self, name: str) -> None:
-        assert len(self._resident) < self.capacity, "no place is free"
+        """It is loaded, in the place that was kept for it."""
+        self._expected.remove(name)
         self._resident[name] = None
 
     def drop(self, name: str) -> None:
@@ -100,7 +117,7 @@ class Places:
 
     @property
     def is_full(self) -> bool:
-        return len(self._resident) >= self.capacity
+        return len(self._resident) + len(self._expected) >= self.capacity
 
     def idle(self) -> str | None:
         """The least recently used adapter without a lease or a pin."""
@@ -149,8 +166,9 @@ class Residency:
         self._settle = settle
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._digests: dict[str, str] = {}  # of every name that was ever loaded: a version never changes
-        self._loading = asyncio.Lock()  # one load at a time: each needs the room that the one before left
-        self._idle = asyncio.Event()  # a lease ended: there may be room
+        self._room = asyncio.Lock()  # one at a time looks for room: each needs what the one before left
+        self._loading = asyncio.Semaphore(AT_ONCE)
+        self._idle = asyncio.Event()  # a lease or a load ended: there may be room
 
     @property
     def digests(self) -> frozenset[str]:
@@ -215,7 +233,7 @@ class Residency:
         Raises TooManyRequests where all are in use.
         """
         name, own = str(record.ref), f"{record.name.tenant}/"
-        async with self._loading:
+        async with self._room:
             while not self.places.is_resident(name) and name not in self._loads:
                 loaded = [other for other in self.places.resident if other.startswith(own)]
                 loading = [other for other in self._loads if other.startswith(own)]
@@ -230,7 +248,7 @@ class Residency:
 
     async def forget(self, name: str) -> bool:
         """Free a version; False where it is in use or pinned."""
-        async with self._loading:
+        async with self._room:
             if not self.places.is_resident(name) or not self.places.is_idle(name):
                 return False
             await self._forget(name, swapped=False)
@@ -250,21 +268,30 @@ class Residency:
     async def _load(self, record: Record) -> None:
         name, begun = str(record.ref), self._clock()
         await self._prepare(record)
-        async with self._loading:
+        async with self._room:
             while self.places.is_full:
                 await self._make_room()
-            # again: the folder may have been deleted while we waited for room
-            path = await self._prepare(record)
-            try:
-                await self._engine.load(name, path)
-            except AdapterError as error:
-                self._refused[name] = (self._clock() + REFUSAL_SECONDS, error)
-                if self._witness is not None:
-                    self._witness.refused()
-                raise
+            self.places.expect(name)
+        try:
+            async with self._loading:
+                await self._bring_in(record)
             self.places.add(name)
+        finally:  # also of one that is cancelled
+            self.places.give_up(name)
+            self._idle.set()
+        if self._witness is not None:
+            self._witness.loaded(record, self._clock() - begun)
+
+    async def _bring_in(self, record: Record) -> None:
+        name = str(record.ref)
+        path = await self._prepare(record)  # again: the folder may have been deleted while we waited for room
+        try:
+            await self._engine.load(name, path)
+        except AdapterError as error:
+            self._refused[name] = (self._clock() + REFUSAL_SECONDS, error)
             if self._witness is not None:
-                self._witness.loaded(record, self._clock() - begun)
+                self._witness.refused()
+            raise
 
     async def _make_room(self) -> None:
         idle = self.places.idle()

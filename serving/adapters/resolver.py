@@ -79,6 +79,13 @@ class VllmEngine:
             await self._client.remove_lora(request.lora_int_id)  # it may be half in
         raise EngineRefused(f"{name} cannot be loaded", why="the engine refuses it; its log says why")
 
+    async def beat(self) -> None:
+        """It looks for such calls between two steps. Raises EngineError."""
+        try:
+            await self._client.list_loras()
+        except EngineDeadError as error:
+            raise EngineError("the engine ended") from error
+
     @property
     def is_dead(self) -> bool:
         return bool(self._client.errored)

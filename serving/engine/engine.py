@@ -44,6 +44,7 @@ _GIB = 2**30
 # The engine is started by name and not as `vllm serve`: the CPU build carries another distribution's name, and there
 # the command fails. With -c no spawned process imports the HTTP server again, as it would with -m.
 _ENTRY = "from adapterhub.serving.engine.entry import main; main()"
+_ENDED = "the engine ended by itself"
 _LOOK_SECONDS = 1.0  # between looks at an engine that runs
 
 
@@ -60,6 +61,7 @@ class Launch:
     notes: tuple[str, ...] = ()  # lines for people
     example: str = arguments.BASE_NAME  # a model to try
     needs_keys: bool = False
+    hang_seconds: float = 0.0  # without an answer after which it hangs; 0: never
 
     @property
     def url(self) -> str:
@@ -177,14 +179,25 @@ class Engine:
             self._output.close()
 
     def wait(self) -> None:
-        """Show what matters of the log until the engine ends by itself. Raises EngineError then, whatever its code."""
+        """Show what matters of the log until the engine ends by itself, or hangs.
+
+        Raises EngineError then, whatever its code.
+        """
         assert self._guard is not None, "the engine was not started"
-        with httpx.Client(base_url=self.launch.url, timeout=30, trust_env=False) as client:
-            while self._guard.poll() is None and not _is_dead(client):
+        hang, heard = self.launch.hang_seconds, time.monotonic()
+        with httpx.Client(base_url=self.launch.url, timeout=min(30, hang or 30), trust_env=False) as client:
+            while self._guard.poll() is None:
+                why = _why_dead(client)
+                if why:
+                    raise self._crash(why)
+                if why is not None:
+                    heard = time.monotonic()
+                elif hang and time.monotonic() - heard >= hang:
+                    raise self._crash(f"the engine has not answered for {hang:.0f} s")
                 self._show()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._guard.wait(_LOOK_SECONDS)
-        raise self._crash("the engine ended by itself")
+        raise self._crash(_ENDED)
 
     def _spawn(self) -> None:
         self.launch.log.parent.mkdir(parents=True, exist_ok=True)
@@ -283,6 +296,7 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
         webhook=options.webhook,
         webhook_secret=options.webhook_secret,
         prompts=options.prompts,
+        hang_seconds=options.hang_seconds,
     )
     traces = tracing.endpoint(environ)
     return Launch(
@@ -301,6 +315,7 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
         notes=tuple(_notes(options, config, held, dtype)),
         example=held[0].ref if held else arguments.BASE_NAME,
         needs_keys=database is not None,
+        hang_seconds=options.hang_seconds,
     )
 
 
@@ -398,12 +413,18 @@ def _keeping_bytecode(environ: Mapping[str, str]) -> Mapping[str, str]:
     return kept | {"PYTHONPYCACHEPREFIX": str(folder)}
 
 
-def _is_dead(client: httpx.Client) -> bool:
-    """Whether the HTTP server says that nothing is behind it any more. One that is too busy to say it is not dead."""
+def _why_dead(client: httpx.Client) -> str | None:
+    """What is wrong, where the HTTP server says that nothing behind it works any more; empty where it does.
+
+    None where it says nothing: one that is too busy for that is not dead yet.
+    """
     try:
-        return client.get("/health").status_code == httpx.codes.SERVICE_UNAVAILABLE
+        answer = client.get("/health")
     except httpx.TransportError:
-        return False
+        return None
+    if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+        return ""
+    return "the engine hangs" if b"hangs" in answer.content else _ENDED
 
 
 def _answers(client: httpx.Client, path: str) -> bool:

@@ -1,6 +1,6 @@
 """`ah serve` while it runs: an engine that ends by itself is started again, and the port is never silent.
 
-    start ──► the stand-in answers 503 on the port ──► the engine is ready ──► it answers ──► it ends by itself ─┐
+    start ──► the stand-in answers 503 on the port ──► the engine is ready ──► it answers ──► it ends, or hangs ──┐
                   ▲                                                                                              │
                   └───────────── after 1, 2, 4 … seconds; given up after so many ends in a row ◄─────────────────┘
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapterhub.base import BaseModel, find_base
-from adapterhub.errors import EngineRefused
+from adapterhub.errors import EngineError, EngineRefused
 from adapterhub.manifest import Record
 from adapterhub.refs import AdapterName
 from adapterhub.registry import Registry, draft, open_registry
@@ -38,6 +38,8 @@ class MemoryEngine:
         self.failure: Exception | None = None
         self.refused = ""  # a name that it does not take
         self.is_dead = False
+        self.turns = asyncio.Event()  # cleared: its step never ends
+        self.turns.set()
 
     async def load(self, name: str, path: Path) -> None:
         self.loads.append(name)
@@ -54,6 +56,11 @@ class MemoryEngine:
     async def forget(self, name: str) -> None:
         await asyncio.sleep(0)
         del self.held[name]
+
+    async def beat(self) -> None:
+        await self.turns.wait()
+        if self.is_dead:
+            raise EngineError("the engine ended")
 
     @staticmethod
     async def until(condition: Callable[[], object]) -> None:

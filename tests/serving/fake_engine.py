@@ -15,13 +15,18 @@ from pathlib import Path
 SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
+REASONS = {"/die": b'{"reason": "its engine ended"}', "/hang": b'{"reason": "its engine hangs"}'}
+
+
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         global dead
-        dead = dead or self.path == "/die"
-        self.send_response(503 if manner == "never-ready" or (dead and self.path == "/health") else 200)
-        self.send_header("content-length", "0")
+        dead = dead or (self.path if self.path in REASONS else "")
+        reason = REASONS.get(dead, b"") if self.path == "/health" else b""
+        self.send_response(503 if manner == "never-ready" or reason else 200)
+        self.send_header("content-length", str(len(reason)))
         self.end_headers()
+        self.wfile.write(reason)
         if self.path == "/end":
             threading.Thread(target=server.shutdown).start()
 
@@ -34,7 +39,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
-port, manner, dead = int(sys.argv[1]), sys.argv[2], False
+port, manner, dead = int(sys.argv[1]), sys.argv[2], ""
 print("INFO 01-01 00:00:00 adapterhub.serving.rollout.rollout: following 3 adapters", flush=True)
 print("(APIServer) INFO 01-01 00:00:00 [x.py:1] noise", flush=True)
 if manner == "crash-at-start":

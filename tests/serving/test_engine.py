@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -118,6 +119,20 @@ class TestEndByItself:
         with pytest.raises(EngineError, match=r"ended by itself \(exit code 0\)") as error:
             running.wait()
         assert error.value.exit_code == 1
+
+    def test_one_that_answers_no_more_hangs(self, tmp_path: Path) -> None:
+        plan = replace(launch(tmp_path), hang_seconds=0.3)
+        with Engine(plan, grace_seconds=0.1) as engine:
+            processes = engine.processes()
+            os.kill(processes[1], signal.SIGSTOP)
+            with pytest.raises(EngineError, match="has not answered for"):
+                engine.wait()
+        until(lambda: not alive(processes))
+
+    def test_one_that_says_that_it_hangs_is_told_apart(self, running: Engine) -> None:
+        httpx.get(f"{running.url}/hang")
+        with pytest.raises(EngineError, match="the engine hangs"):
+            running.wait()
 
     def test_when_its_owner_is_killed_everything_ends(self, tmp_path: Path) -> None:
         """`ah serve` under SIGKILL: the guard sees the pipe close."""

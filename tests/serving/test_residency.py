@@ -36,6 +36,7 @@ def test_what_is_leased_is_never_idle_and_capacity_holds(capacity: int, steps: l
             if places.is_full and (idle := places.idle()):
                 places.drop(idle)
             if not places.is_full:
+                places.expect(name)
                 places.add(name)
         assert places.idle() is None or held[places.idle()] == 0
         assert (places.idle() is None) == all(held[n] for n in places.resident)
@@ -46,6 +47,7 @@ def test_what_is_leased_is_never_idle_and_capacity_holds(capacity: int, steps: l
 def test_the_least_recently_used_goes_first() -> None:
     places = Places(3)
     for name in "abc":
+        places.expect(name)
         places.add(name)
     places.take("a")
     places.give_back("a")
@@ -91,6 +93,37 @@ async def test_many_waiters_share_one_load(residency: Residency, engine: Any, re
     engine.gate.set()
     await asyncio.gather(*users)
     assert engine.loads == ["acme/a@1"]
+
+
+async def test_cold_adapters_load_side_by_side_each_in_a_place_of_its_own(
+    residency: Residency, engine: Any, records: dict[str, Record]
+) -> None:
+    """Between two steps of the engine: one after another, each would wait for a step of its own."""
+    engine.gate.clear()
+    loading = [asyncio.create_task(residency.ensure(records[name])) for name in "abcd"]
+    await engine.until(lambda: len(engine.loads) == 3)
+    engine.gate.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*loading)  # the fourth in the room of one that nobody uses
+    assert len(engine.held) == 3
+
+
+async def test_a_load_that_fails_leaves_its_place_to_who_waits_for_one(
+    residency: Residency, engine: Any, records: dict[str, Record]
+) -> None:
+    engine.gate.clear()
+    engine.refused = "acme/c@1"
+    async with contextlib.AsyncExitStack() as others:
+        loading = {name: asyncio.create_task(residency.ensure(records[name])) for name in "abcd"}
+        await engine.until(lambda: len(engine.loads) == 3)
+        for name in "abd":
+            residency.places.take(str(records[name].ref))
+            others.callback(residency.places.give_back, str(records[name].ref))
+        engine.gate.set()
+        with pytest.raises(EngineRefused):
+            await loading.pop("c")
+        async with asyncio.timeout(10):
+            await asyncio.gather(*loading.values())
 
 
 async def test_a_client_that_leaves_cancels_nothing(
