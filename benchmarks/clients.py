@@ -28,16 +28,23 @@ class Stream:
         return self.tokens[0] - self.asked
 
     @property
-    def gaps(self) -> Iterator[float]:
-        """Seconds between tokens."""
-        return (later - earlier for earlier, later in pairwise(self.tokens))
+    def pauses(self) -> Iterator[tuple[float, float]]:
+        """Before each token but the first: when it came, and the seconds since the one before."""
+        return ((later, later - earlier) for earlier, later in pairwise(self.tokens))
 
 
-async def ask(http: httpx.AsyncClient, model: str, *, words: int, tokens: int, seed: object) -> Stream:
-    """A streamed greedy answer of ``tokens`` tokens to a prompt of random words, kept to its last byte."""
+async def ask(
+    http: httpx.AsyncClient, model: str, *, words: int, tokens: int, seed: object, into: list[Stream] | None = None
+) -> Stream:
+    """A streamed greedy answer of ``tokens`` tokens to a prompt of random words, kept to its last byte.
+
+    ``into`` gets it when it is asked for: what came of one that is broken off is there.
+    """
     prompt = " ".join(random.Random(str(seed)).choices(WORDS, k=words))
     body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "stream": True}
     stream = Stream(model, time.perf_counter())
+    if into is not None:
+        into.append(stream)
     options = {"temperature": 0, "ignore_eos": True}
     async with http.stream("POST", "/v1/chat/completions", json=body | options) as answer:
         stream.status = answer.status_code

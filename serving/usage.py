@@ -155,6 +155,11 @@ def summed(rows: Iterable[tuple[str, Line, Counts]], *, by: str) -> list[dict[st
     return [dict(place) | shown(counts) for place, counts in ordered]
 
 
+def labelled(found: Iterable[dict[str, Any]], labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Entries by key, each with what people call the key; empty for one that is gone: a bill outlives it."""
+    return [{"tenant": e["tenant"], "key": e["key"], "label": labels.get(e["key"], "")} | e for e in found]
+
+
 def shown(counts: Counts) -> dict[str, Any]:
     """For people and programs: residence in seconds."""
     values: dict[str, Any] = asdict(counts)

@@ -46,7 +46,8 @@ def usage(
     """
     from adapterhub.serving.bill.ledger import Ledger
     from adapterhub.serving.database import default_url, open_database
-    from adapterhub.serving.usage import BY, summed
+    from adapterhub.serving.tenants.tenants import Tenants
+    from adapterhub.serving.usage import BY, labelled, summed
 
     if by not in BY:
         raise UsageError(
@@ -63,6 +64,9 @@ def usage(
     database = open_database(settings.database_url or default_url(settings.home))
     rows = Ledger(database).rows(since=begin, until=end, tenant=tenant) if database.exists() else []
     found = summed(rows, by=by)
+    if by == "key" and found:
+        known = Tenants(database).keys()
+        found = labelled(found, {key.id: key.label for key in known})
     if as_json:
         print_json(found)
     elif as_csv:
@@ -80,7 +84,7 @@ def read_when(text: str, *, now: datetime) -> datetime:
 
 
 def _names(by: str) -> list[str]:
-    return {"version": ["adapter", "version"], "key": ["tenant", "key"]}.get(by, [by])
+    return {"version": ["adapter", "version"], "key": ["tenant", "key", "label"]}.get(by, [by])
 
 
 def _print_csv(found: list[dict[str, Any]], by: str) -> None:

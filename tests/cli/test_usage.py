@@ -13,6 +13,7 @@ import pytest
 
 from adapterhub.serving.bill.ledger import Ledger
 from adapterhub.serving.database import default_url, open_database
+from adapterhub.serving.tenants.tenants import Tenants
 from adapterhub.serving.usage import Batch, Counts, Line, hour_of
 
 Ah = Callable[..., Any]
@@ -50,6 +51,24 @@ def test_by_what_and_when(ah: Ah) -> None:
     assert table.splitlines()[0].split()[:2] == ["ADAPTER", "REQUESTS"] and "acme/support" in table
     rows = list(csv.DictReader(io.StringIO(ah("usage", "--by", "version", "--csv").out)))
     assert rows[0] | {"requests": "2"} == rows[0] and rows[0]["resident_seconds"] == "2.5"
+
+
+def test_a_key_is_known_by_its_label(ah: Ah, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    url = default_url(tmp_path / "bill")
+    monkeypatch.setenv("AH_DATABASE_URL", url)
+    ah("tenant", "create", "acme")
+    tenants = Tenants(open_database(url))
+    keys = [tenants.add_key("acme", label=label)[1].id for label in ("the shop", "gone")]
+    rows = {(hour_of(datetime.now(UTC)), Line("acme", key, "base", 0)): Counts(requests=1) for key in (*keys, "older")}
+    Ledger(open_database(url)).book([Batch("w", 1, rows)])
+    tenants.revoke(keys[1])  # and its bill goes on
+    assert {e["key"]: e["label"] for e in ah("usage", "--by", "key", "--json").json} == {
+        keys[0]: "the shop",
+        keys[1]: "gone",
+        "older": "",
+    }
+    table = ah("usage", "--by", "key").out.splitlines()
+    assert table[0].split()[:3] == ["TENANT", "KEY", "LABEL"] and any("the shop" in line for line in table)
 
 
 @pytest.mark.parametrize(
