@@ -152,6 +152,30 @@ def test_a_tenant_that_was_away_has_saved_up_nothing() -> None:
     assert abs(gained["noisy"] - gained["back"]) <= 4 * (1 + OUTPUT_COST * 4), gained
 
 
+def test_crowds_share_alike_and_single_clients_beside_them_do_not_wait() -> None:
+    """The shape of benchmarks/fairness.py: clients that ask again a step after their answer, sixteen sequences."""
+    clients = {**{f"busy{n}": 16 for n in range(4)}, "noisy": 64, **{f"small{n}": 1 for n in range(5)}}
+    engine = Steps(Window(sequences=16, slots=len(clients), active=2))
+    everybody = [tenant for tenant, count in clients.items() for _ in range(count)]
+    engine.random.shuffle(everybody)
+    for tenant in everybody:
+        engine.ask(tenant, adapter=tenant, prompt=60, length=32)
+        engine.admit()  # who comes first has all of an idle engine
+    at_start: dict[str, float] = {}
+    for step in range(600):
+        if step == 64:  # two rounds of answers
+            at_start = dict(engine.cost)
+            engine.waited.clear()
+        over = engine.step()
+        engine.admit()
+        for grant in over:
+            engine.ask(grant.ask.tenant, adapter=grant.ask.adapter, prompt=60, length=32)
+        engine.admit()
+    got = [engine.cost[tenant] - at_start[tenant] for tenant, count in clients.items() if count > 1]
+    assert sum(got) ** 2 / (len(got) * sum(cost**2 for cost in got)) > 0.99
+    assert {wait for tenant, count in clients.items() if count == 1 for wait in engine.waited[tenant]} == {0}
+
+
 class TestTheFreeSequence:
     @pytest.fixture
     def engine(self) -> Steps:
