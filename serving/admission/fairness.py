@@ -11,7 +11,8 @@ The window is what the engine has: sequences, cache, and slots for different ada
 - A sequence stays free for each tenant that asked a moment ago and has none running now, against those that have
   some: a tenant with one client does not wait for a long answer of somebody else's to end. At most half of them.
 - A request whose adapter needs a slot that is not free is passed over, but only up to `Window.patience`. Then one
-  adapter that has a slot gets no new requests until it is free: that with the fewest requests under way.
+  adapter that has had a slot for as long gets no new requests until it is free: that with the fewest under way. Before
+  that all who wait for it go with it: closed at once, each would hold its slot for a single request.
 - A request that does not fit is not passed over by smaller ones of tenants that were served more.
 """
 
@@ -32,7 +33,7 @@ class Window:
     sequences: int = 128
     tokens: int | None = None  # of the cache; None: not known
     slots: int = 4  # different adapters
-    patience: float = 2.0  # seconds that a request may be passed over because its adapter has no slot
+    patience: float = 1.0  # seconds that a request may be passed over because its adapter has no slot
     answer: int = 64  # tokens expected of a tenant's first answers
     active: float = 1.0  # seconds after its last request for which a sequence is kept for a tenant
 
@@ -95,6 +96,7 @@ class Line:
         self._lines: dict[str, dict[str | None, deque[Ask]]] = {}  # tenant → adapter → those that wait, oldest first
         self._running: dict[str, int] = {}  # tenant → sequences in the engine
         self._adapters: dict[str, int] = {}  # adapter that has a slot → requests under way
+        self._slotted: dict[str, float] = {}  # adapter that has a slot → since when
         self._resting: dict[str, float] = {}  # tenant with neither → since when; longest first
         self._lengths: dict[str, float] = {}  # tenant → tokens of its answers, in the mean
         self._sequences = 0
@@ -121,7 +123,7 @@ class Line:
     def next(self, now: float) -> Grant | None:
         """Send the next request to the engine; None where nobody may go now."""
         chosen = self._choose(now)
-        return self._grant(chosen) if chosen else None
+        return self._grant(chosen, now) if chosen else None
 
     def count(self, grant: Grant, *, output: int) -> None:
         """``output`` more tokens of the answer came; those beyond what was expected are charged now."""
@@ -142,6 +144,8 @@ class Line:
         _lessen(self._running, ask.tenant, self._width(ask))
         if ask.adapter is not None:
             _lessen(self._adapters, ask.adapter, 1)
+            if ask.adapter not in self._adapters:
+                del self._slotted[ask.adapter]
         if ask.tenant not in self._running and ask.tenant not in self._lines:
             self._resting[ask.tenant] = now
 
@@ -191,14 +195,16 @@ class Line:
     def _closed(self, heads: list[Ask], now: float) -> set[str]:
         """Adapters that get no new requests: one for each that waited too long for its slot.
 
-        Those with the fewest requests under way. Their number only falls, so a slot is free after at most the longest
-        of them.
+        Of those that have had theirs for as long, so that all who wait for an adapter go together when it gets one; and
+        of them those with the fewest requests under way. Their number only falls, so a slot is free after at most the
+        longest of them.
         """
         late = {ask.adapter for ask in heads if self._is_late(ask, now)}
         free = self.window.slots - len(self._adapters)
         if len(late) <= free:
             return set()
-        return set(sorted(self._adapters, key=self._adapters.__getitem__)[: len(late) - free])
+        had = [adapter for adapter, since in self._slotted.items() if now - since >= self.window.patience]
+        return set(sorted(had, key=self._adapters.__getitem__)[: len(late) - free])
 
     def _is_late(self, ask: Ask, now: float) -> bool:
         needs_slot = ask.adapter is not None and ask.adapter not in self._adapters
@@ -235,7 +241,7 @@ class Line:
 
     # ── carrying them out ────────────────────────────────────────────────────────────────────────────────────
 
-    def _grant(self, ask: Ask) -> Grant:
+    def _grant(self, ask: Ask, now: float) -> Grant:
         grant = Grant(ask, expected=self._expected(ask))
         cost = INPUT_COST * ask.prompt + OUTPUT_COST * grant.expected
         self.counters.charge(ask.tenant, cost, weight=ask.weight)
@@ -245,6 +251,7 @@ class Line:
         self._running[ask.tenant] = self._running.get(ask.tenant, 0) + self._width(ask)
         if ask.adapter is not None:
             self._adapters[ask.adapter] = self._adapters.get(ask.adapter, 0) + 1
+            self._slotted.setdefault(ask.adapter, now)
         return grant
 
     def _take_out(self, ask: Ask) -> None:

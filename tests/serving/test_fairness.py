@@ -230,7 +230,7 @@ class TestSlots:
                 engine.ask("busy", adapter="busy/a", length=engine.random.randint(5, 9))
             engine.admit()
             engine.step()
-        assert 10 <= engine.waited["other"][0] <= 10 + 9
+        assert 10 <= engine.waited["other"][0] <= 10 + 10 + 9
         assert waiting not in engine.left
         assert len(engine.waited["busy"]) > 20, "before and after, the busy one goes on"
 
@@ -241,6 +241,34 @@ class TestSlots:
         engine.ask("two")
         engine.ask("one", adapter="one/a")
         assert [grant.ask.adapter for grant in engine.admit()] == ["one/a", None, "one/a"]
+
+    def test_all_who_wait_for_an_adapter_go_together_however_long_others_wait(self) -> None:
+        """Closed at once, each would hold its slot for one request, and the engine would be all but empty."""
+        engine = Steps(Window(sequences=99, slots=1, patience=10))
+        for name in "abc":
+            for _ in range(8):
+                engine.ask(name, adapter=name, length=3)
+        batches = []
+        while engine.line.all_waiting:
+            if batch := engine.admit():
+                batches.append([grant.ask.adapter for grant in batch])
+            engine.now += 20  # everybody is late
+            engine.step()
+        assert batches == [[name] * 8 for name in "abc"]
+
+    def test_crowds_of_more_adapters_than_slots_fill_the_engine(self) -> None:
+        """60 clients of 20 adapters on four slots: fifteen at once would be a fair share of the slots, four is one each."""
+        engine = Steps(Window(sequences=99, slots=4, patience=10))
+        for number in range(60):
+            engine.ask("one", adapter=f"one/{number % 20}", length=16)
+        served = 0
+        for _ in range(400):
+            engine.admit()
+            served += len(engine.left)
+            for _ in engine.step():
+                engine.ask("one", adapter=f"one/{engine.random.randrange(20)}", length=16)
+        assert served / 400 > 15
+        assert max(engine.waited["one"]) <= 20 / 4 * (10 + 16)
 
     def test_only_as_many_adapters_are_closed_as_others_wait(self) -> None:
         engine = Steps(Window(sequences=9, slots=3, patience=5))
