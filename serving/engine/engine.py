@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from importlib import util
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Literal, Self
 
 import httpx
 
@@ -44,7 +44,6 @@ _GIB = 2**30
 # The engine is started by name and not as `vllm serve`: the CPU build carries another distribution's name, and there
 # the command fails. With -c no spawned process imports the HTTP server again, as it would with -m.
 _ENTRY = "from adapterhub.serving.engine.entry import main; main()"
-_ENDED = "the engine ended by itself"
 _LOOK_SECONDS = 1.0  # between looks at an engine that runs
 
 
@@ -187,17 +186,20 @@ class Engine:
         hang, heard = self.launch.hang_seconds, time.monotonic()
         with httpx.Client(base_url=self.launch.url, timeout=min(30, hang or 30), trust_env=False) as client:
             while self._guard.poll() is None:
-                why = _why_dead(client)
-                if why:
-                    raise self._crash(why)
-                if why is not None:
-                    heard = time.monotonic()
-                elif hang and time.monotonic() - heard >= hang:
-                    raise self._crash(f"the engine has not answered for {hang:.0f} s")
+                health = _health(client)
                 self._show()
+                if health == "ended":
+                    break
+                if health != "silent":
+                    heard = time.monotonic()
+                if health == "hangs" or (hang and time.monotonic() - heard >= hang):
+                    what = "finished a step" if health == "hangs" else "answered"
+                    raise EngineError(
+                        "the engine hangs", why=f"it has not {what} for {hang:.0f} s", hint=f"less {self.launch.log}"
+                    )
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._guard.wait(_LOOK_SECONDS)
-        raise self._crash(_ENDED)
+        raise self._crash("the engine ended by itself")
 
     def _spawn(self) -> None:
         self.launch.log.parent.mkdir(parents=True, exist_ok=True)
@@ -413,18 +415,15 @@ def _keeping_bytecode(environ: Mapping[str, str]) -> Mapping[str, str]:
     return kept | {"PYTHONPYCACHEPREFIX": str(folder)}
 
 
-def _why_dead(client: httpx.Client) -> str | None:
-    """What is wrong, where the HTTP server says that nothing behind it works any more; empty where it does.
-
-    None where it says nothing: one that is too busy for that is not dead yet.
-    """
+def _health(client: httpx.Client) -> Literal["well", "ended", "hangs", "silent"]:
+    """What the HTTP server says of the engine behind it; one that is too busy to say it is not dead yet."""
     try:
         answer = client.get("/health")
     except httpx.TransportError:
-        return None
+        return "silent"
     if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-        return ""
-    return "the engine hangs" if b"hangs" in answer.content else _ENDED
+        return "well"
+    return "hangs" if b"hangs" in answer.content else "ended"
 
 
 def _answers(client: httpx.Client, path: str) -> bool:

@@ -204,8 +204,10 @@ class Rollout:
             if found.contradicts(pointer.ready):
                 log.error("%s goes on as it was: the registry was replaced, start the server again", pointer.ref)
                 continue
-            pointer.refusal, pointer.wanted = None, found
+            before, pointer.wanted, pointer.refusal = pointer.wanted, found, None
             if pointer.is_settled:
+                if before.candidate is not None and not before.is_as(found):  # sent back before it had callers here
+                    self._tell(event_of(pointer.ref, before, found))
                 pointer.ready, pointer.problem = found, ""  # the same versions, their status perhaps not
             elif not await self._still_good(pointer.ready):
                 self._flip(pointer)

@@ -257,7 +257,7 @@ class TestSlots:
         assert batches == [[name] * 8 for name in "abc"]
 
     def test_crowds_of_more_adapters_than_slots_fill_the_engine(self) -> None:
-        """60 clients of 20 adapters on four slots: fifteen at once would be a fair share of the slots, four is one each."""
+        """60 clients of 20 adapters on four slots: three for each, which is four at once if they go one by one."""
         engine = Steps(Window(sequences=99, slots=4, patience=10))
         for number in range(60):
             engine.ask("one", adapter=f"one/{number % 20}", length=16)

@@ -118,6 +118,27 @@ async def test_the_life_of_a_rollout(
     assert len({body["id"] for body in receiver.bodies}) == len(receiver.bodies)
 
 
+async def test_a_candidate_that_is_sent_back_before_it_had_callers_is_told_too(
+    told: Replica, receiver: Receiver, registry: Registry, publish: Callable[..., Record], engine: Any
+) -> None:
+    publish(channel="prod")
+    publish()
+    await told.rollout.deployment(PROD)
+
+    async def score(version: Any) -> float:
+        return 0.25
+
+    told.trials._score = score
+    gates = {"min_score": 0.9}
+    rollouts.start(registry, name=NAME, channel="prod", candidate=2, weight=5, gates=gates, who="ana")
+    await told.poll()
+    await told.trials.settle()
+    await engine.until(lambda: receiver.bodies)
+    (body,) = receiver.bodies
+    assert (body["event"], body["to"]) == ("canary.rollback", {"acme/support@1": 100})
+    assert (body["who"], body["candidate"]) == ("ah serve", 2) and "it scores 0.25" in body["why"]
+
+
 async def test_what_it_is_signed_with(told: Replica, receiver: Receiver, publish: Any, engine: Any) -> None:
     publish(channel="prod")
     await told.rollout.deployment(PROD)
