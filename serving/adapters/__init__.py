@@ -1,3 +1,3 @@
-"""A version's life on a replica: its files (`versions`), its place in the engine (`residency`, `resolver`), and what a
-restarted replica loads first (`workingset`).
+"""A version's life on a replica: its files (`versions`), its place in the engine (`residency`, `resolver`), what a
+restarted replica loads first (`workingset`), and what is copied before anybody asks (`prefetch`).
 """

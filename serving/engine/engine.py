@@ -29,6 +29,7 @@ from adapterhub.base import BaseModel, find_base
 from adapterhub.errors import EngineError, UsageError
 from adapterhub.registry.base import Registry
 from adapterhub.serving import arguments
+from adapterhub.serving.adapters.prefetch import Prefetch, prefetching
 from adapterhub.serving.arguments import Holding, ServeOptions
 from adapterhub.serving.config import ServeConfig
 from adapterhub.serving.engine import guard
@@ -61,6 +62,7 @@ class Launch:
     example: str = arguments.BASE_NAME  # a model to try
     needs_keys: bool = False
     hang_seconds: float = 0.0  # without an answer after which it hangs; 0: never
+    prefetch: Prefetch | None = None  # what is done while it starts
 
     @property
     def url(self) -> str:
@@ -131,7 +133,8 @@ class Engine:
             self.launch = replace(self._plan, log=log.with_name(f"{log.stem}-{self._starts}{log.suffix}"))
         self._spawn()
         try:
-            self._wait_ready()
+            with self.launch.prefetch or contextlib.nullcontext():
+                self._wait_ready()
         except BaseException:  # also Ctrl-C: no engine is left behind
             self.stop()
             raise
@@ -318,6 +321,7 @@ def prepare(options: ServeOptions, *, environ: Mapping[str, str] = os.environ) -
         example=held[0].ref if held else arguments.BASE_NAME,
         needs_keys=database is not None,
         hang_seconds=options.hang_seconds,
+        prefetch=prefetching(config, registry=registry, base=base.fingerprint),
     )
 
 

@@ -248,6 +248,10 @@ class TestPrepare:
         assert plan.example == "acme/support@2"
         assert "max-lora-rank 32" in plan.notes[0]
         assert any("no API keys" in note for note in plan.notes)
+        assert plan.prefetch is not None
+        with plan.prefetch as prefetch:
+            prefetch.wait(60)
+        assert prefetch.count == 1, "the newest, which is what its name means"
 
 
 class TestBytecode:
