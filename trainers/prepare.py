@@ -99,7 +99,7 @@ def prepare(
         bad=len(train.good) - sum(train.good),
         text_beside_a_template=config.rl is not None and not chat and tokenizer.chat_template is not None,
     )
-    longest = max(len(example.input_ids) for example in train.examples)
+    longest = max(train.examples.lengths)
     as_seen = config if config.sample_packing else replace(config, sequence_len=longest)
     shortage = too_little(as_seen, base.config, room())
     end = taught_end(base, config, labeler)

@@ -15,7 +15,7 @@ from adapterhub.settings import load_settings
 
 if TYPE_CHECKING:
     from adapterhub.trainers import Prepared, Reading, Result
-    from adapterhub.trainers.labels.labels import Example
+    from adapterhub.trainers.labels.examples import Example
     from adapterhub.trainers.labels.splits import Split
     from adapterhub.trainers.start import FindVersion
 

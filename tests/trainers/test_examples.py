@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from adapterhub.trainers.labels.examples import Examples
-from adapterhub.trainers.labels.labels import IGNORED, Example
+from adapterhub.trainers.labels.examples import IGNORED, Example, Examples
 
 ROWS = [
     Example([5, 6, 7], [IGNORED, 6, 7], "a.jsonl:1", 3),

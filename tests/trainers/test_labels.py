@@ -13,7 +13,8 @@ import pytest
 from adapterhub.errors import ConfigError, DataError
 from adapterhub.trainers.data import Conversation, Row, Segments, Text, Tokens, with_system
 from adapterhub.trainers.labels import templates
-from adapterhub.trainers.labels.labels import IGNORED, Labeler, coloured
+from adapterhub.trainers.labels.examples import IGNORED
+from adapterhub.trainers.labels.labels import Labeler, coloured
 
 
 @dataclass(frozen=True)
@@ -375,12 +376,12 @@ def test_running_text_becomes_several_rows_and_loses_nothing() -> None:
     labeler = labeler_for("zephyr")
     row = Text("", "one two three four five six seven eight nine ten", "rows.jsonl:1", splits=True)
     whole = labeler.label(row)
-    parts = labeler.examples(row, max_length=10)
+    parts = list(labeler.examples([row], max_length=10))
     assert len(parts) > 1
     assert [i for part in parts for i in part.input_ids] == whole.input_ids
     assert all(len(part.input_ids) <= 10 and not part.truncated for part in parts)
     assert parts[-1].labels[-1] == labeler.tokenizer.eos_token_id
-    assert labeler.examples(row, max_length=1000) == [whole]
+    assert list(labeler.examples([row], max_length=1000)) == [whole]
 
 
 def test_train_on_inputs_trains_on_all() -> None:

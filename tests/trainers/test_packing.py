@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.trainers.labels.labels import IGNORED, Example
+from adapterhub.trainers.labels.examples import IGNORED, Example
 from adapterhub.trainers.methods.packing import collator, packed_row, packs, tokens_in
 
 

@@ -30,7 +30,7 @@ from adapterhub.trainers import (
 from adapterhub.trainers.arguments import arguments
 from adapterhub.trainers.events import Evaluated, Event, Step
 from adapterhub.trainers.fit import trainer_of
-from adapterhub.trainers.labels.labels import IGNORED
+from adapterhub.trainers.labels.examples import IGNORED
 from adapterhub.trainers.methods.preference import mismatched
 from adapterhub.trainers.model import load_model
 from adapterhub.trainers.quiet import quiet

@@ -20,7 +20,7 @@ from adapterhub.errors import AdapterError, RunFailed
 from adapterhub.scorers import Scorer
 from adapterhub.trainers.config import DataSource, TrainConfig
 from adapterhub.trainers.events import Listener, Stage, ignore
-from adapterhub.trainers.labels.labels import IGNORED, Example
+from adapterhub.trainers.labels.examples import IGNORED, Example
 from adapterhub.trainers.labels.tokenizer import generation_ends
 from adapterhub.trainers.model import load_model
 from adapterhub.trainers.prepare import Prepared, prepare

@@ -21,6 +21,7 @@ from adapterhub.errors import MissingDependency, RunFailed, UsageError
 from adapterhub.trainers.config import TrainConfig
 from adapterhub.trainers.evaluation.evaluate import Metrics, Subject, wearing
 from adapterhub.trainers.events import Listener, Stage, ignore
+from adapterhub.trainers.labels.examples import Examples
 from adapterhub.trainers.labels.splits import Split
 from adapterhub.trainers.labels.tokenizer import load_tokenizer
 from adapterhub.trainers.model import load_model
@@ -104,7 +105,7 @@ def _check(tasks: Sequence[str], known: Any) -> None:
 def _bare(base: BaseModel) -> Prepared:
     """The base without rows: all that the model is loaded from."""
     config = TrainConfig(base_model=str(base.path), datasets=())
-    nothing = Split((), ())
+    nothing = Split((), Examples())
     return Prepared(config, base, load_tokenizer(base, config), None, nothing, None, 0, ())
 
 

@@ -2,6 +2,7 @@
 
 tokenizer, templates     what writes a row
 labels, ends             the assistant's turns and their ends, found from the template itself
-compared                 the same for two answers to one prompt
-splits, examples         training and evaluation rows, held in flat arrays
+marked                   many texts tokenised at once
+kept, examples           those that fit, held in flat arrays; of preferences two answers a row
+splits                   training and evaluation rows
 """

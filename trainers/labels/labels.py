@@ -13,38 +13,18 @@ no end token gets the tokenizer's, after the last turn: without it the model wou
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.errors import ConfigError, DataError
 from adapterhub.trainers.data import Conversation, Row, Segments, Text, Tokens
-
-IGNORED = -100  # the label of a token that is not trained on
+from adapterhub.trainers.labels.examples import IGNORED, Example
+from adapterhub.trainers.labels.marked import Marked, examples_of
 
 # They differ in their first and last characters, so that nothing of them counts as common text.
 _SENTINELS = ("a7 sentinel 7a", "b8 sentinel 8b")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row as the model sees it. ``labels`` are the ids, or `IGNORED`; both have the same length."""
-
-    input_ids: list[int]
-    labels: list[int]
-    where: str  # file:line
-    length: int  # tokens before truncation
-
-    @property
-    def truncated(self) -> bool:
-        return self.length > len(self.input_ids)
-
-    @property
-    def trained(self) -> int:
-        """Tokens that are trained on."""
-        return sum(label != IGNORED for label in self.labels)
 
 
 @dataclass(frozen=True)
@@ -105,32 +85,34 @@ class Labeler:
         return tail[at:after] or None
 
     def label(self, row: Row, *, max_length: int | None = None) -> Example:
-        """Token ids and labels of one row, cut at ``max_length`` tokens.
+        """Token ids and labels of one row, cut at ``max_length`` tokens. Raises as `label_all`."""
+        return next(self.label_all((row,), max_length=max_length))
+
+    def label_all(self, rows: Iterable[Row], *, max_length: int | None = None) -> Iterator[Example]:
+        """Token ids and labels of each row, cut at ``max_length`` tokens.
 
         Raises:
-            DataError: the template refuses the row, or leaves out its tools or tool calls; nothing is trained on.
+            DataError: the template refuses a row, or leaves out its tools or tool calls; nothing of it is trained on.
         """
-        ids, labels = self._labelled(row)
-        if not any(label != IGNORED for label in labels):
-            raise DataError(f"{row.where}: no token of this row is trained on", hint="see ah train --show-labels 3")
-        # What follows the last trained token changes no loss.
-        last = max(i for i, label in enumerate(labels) if label != IGNORED)
-        end = min(last + 1, max_length or last + 1)
-        return Example(ids[:end], labels[:end], row.where, length=last + 1)
+        for _, example in self._whole(rows):
+            yield example.cut(max_length)
 
-    def examples(self, row: Row, *, max_length: int) -> list[Example]:
-        """As `label`, but running text that is longer becomes several rows of about the same length."""
-        example = self.label(row, max_length=None if isinstance(row, Text) and row.splits else max_length)
-        parts = -(-example.length // max_length)
-        if parts == 1 or example.truncated or not (isinstance(row, Text) and row.splits):
-            return [example]
-        cuts = [example.length * k // parts for k in range(parts + 1)]
-        return [
-            Example(example.input_ids[a:b], example.labels[a:b], row.where, length=b - a)
-            for a, b in itertools.pairwise(cuts)
-        ]
+    def examples(self, rows: Iterable[Row], *, max_length: int) -> Iterator[Example]:
+        """As `label_all`, but running text that is longer becomes several rows of about the same length."""
+        for row, example in self._whole(rows):
+            if isinstance(row, Text) and row.splits:
+                yield from example.parts(max_length)
+            else:
+                yield example.cut(max_length)
 
-    def _labelled(self, row: Row) -> tuple[list[int], list[int]]:
+    def _whole(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Example]]:
+        """Up to the last trained token: what follows it changes no loss."""
+        for row, example in examples_of(((row, self._marked(row)) for row in rows), self.tokenizer):
+            if not example.trained:
+                raise DataError(f"{row.where}: no token of this row is trained on", hint="see ah train --show-labels 3")
+            yield row, example
+
+    def _marked(self, row: Row) -> Marked | Example:
         if isinstance(row, Tokens):
             return self._tokens(row)
         if isinstance(row, Conversation):
@@ -139,21 +121,18 @@ class Labeler:
             text, spans = _joined(row)
         else:
             text, spans = self._text(row)
-        encoded = self.tokenizer(
-            text, add_special_tokens=isinstance(row, Text), return_offsets_mapping=True, verbose=False
-        )
         if self.train_on_inputs and not isinstance(row, Segments):  # segments say themselves what is trained on
             spans = [(0, len(text))]
-        return encoded["input_ids"], _mask(encoded["input_ids"], encoded["offset_mapping"], spans)
+        return Marked(text, tuple(spans), row.where, special_tokens=isinstance(row, Text))
 
-    def _tokens(self, row: Tokens) -> tuple[list[int], list[int]]:
+    def _tokens(self, row: Tokens) -> Example:
         if max(row.input_ids) >= len(self.tokenizer):
             raise DataError(
                 f"{row.where}: input_ids holds {max(row.input_ids)}",
                 why=f"the base's tokenizer has {len(self.tokenizer)} tokens: the ids are another tokenizer's",
                 hint="make the ids with the tokenizer of base_model",
             )
-        return list(row.input_ids), list(row.labels)
+        return Example(list(row.input_ids), list(row.labels), row.where, len(row.input_ids)).to_last_trained()
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The text that serving would send for these messages."""
@@ -331,18 +310,6 @@ def _joined(row: Segments) -> tuple[str, list[tuple[int, int]]]:
             spans.append((len(text), len(text) + len(piece)))
         text += piece
     return text, spans
-
-
-def _mask(ids: list[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """A token is trained on if it overlaps a span. Both are in order, so one walk is enough."""
-    labels, k = [], 0
-    for token, (start, end) in zip(ids, offsets, strict=True):
-        if start == end:  # byte-level tokenizers trim blanks: an empty token stands for the blank before it
-            start -= 1
-        while k < len(spans) and spans[k][1] <= start:
-            k += 1
-        labels.append(token if k < len(spans) and end > spans[k][0] and start >= 0 else IGNORED)
-    return labels
 
 
 def _with_text(message: Mapping[str, Any], part: str, text: str) -> dict[str, Any]:

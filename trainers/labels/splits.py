@@ -11,10 +11,10 @@ from typing import overload
 
 from adapterhub.errors import ConfigError, DataError
 from adapterhub.trainers.config import TrainConfig
-from adapterhub.trainers.data import DataFile, Judged, Pair, Preference, Row, with_system
-from adapterhub.trainers.labels.compared import judged, pairs
+from adapterhub.trainers.data import DataFile, Preference, Row, with_system
 from adapterhub.trainers.labels.examples import Examples
-from adapterhub.trainers.labels.labels import Example, Labeler
+from adapterhub.trainers.labels.kept import Kept, judged, pairs, supervised
+from adapterhub.trainers.labels.labels import Labeler
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Split:
     """Rows for one purpose, as the model will see them."""
 
     files: tuple[DataFile, ...]
-    examples: Sequence[Example]  # one a row; of pairs two, the chosen answer and then the rejected one
+    examples: Examples  # one a row; of pairs two, the chosen answer and then the rejected one
     dropped: tuple[str, ...] = ()  # file:line of rows longer than sequence_len
     truncated: int = 0
     pairs: bool = False
@@ -34,11 +34,11 @@ class Split:
 
     @property
     def tokens(self) -> int:
-        return sum(len(example.input_ids) for example in self.examples)
+        return self.examples.tokens
 
     @property
     def trained_tokens(self) -> int:
-        return sum(example.trained for example in self.examples)
+        return self.examples.trained
 
 
 class Rows(Sequence[Row | Preference]):
@@ -104,36 +104,9 @@ def labelled(
     config: TrainConfig,
     limit: int,
 ) -> Split:
+    """The rows as the method wants them, none longer than ``limit`` tokens. Raises DataError: none is left."""
     drop = config.excess_length_strategy == "drop"
-    if config.rl is not None:
-        return _compared(files, rows, labeler, config, limit)
-    kept, dropped, truncated, longest = Examples(), [], 0, 0
-    for row in _told(rows, config):
-        for example in labeler.examples(_plain(row), max_length=limit):
-            longest = max(longest, example.length)
-            if example.truncated and (drop or not example.trained):
-                dropped.append(example.where)
-            else:
-                kept.append(example)
-                truncated += example.truncated
-    if not kept:
-        raise _nothing_left(files, len(rows), limit, drop=drop, longest=longest)
-    return Split(files, kept, tuple(dropped), truncated)
-
-
-def _compared(
-    files: tuple[DataFile, ...],
-    rows: Sequence[Row | Preference],
-    labeler: Labeler,
-    config: TrainConfig,
-    limit: int,
-) -> Split:
-    drop, together = config.excess_length_strategy == "drop", config.rl != "kto"
-    seed = config.seed if config.shuffle_merged_datasets else None
-    if together:
-        found = pairs(_told(rows, config), labeler, limit=limit, drop=drop)
-    else:
-        found = judged(_told(rows, config), labeler, limit=limit, drop=drop, seed=seed)
+    found = _kept(_told(rows, config), labeler, config, limit=limit, drop=drop)
     if config.rl == "kto" and len(found.examples) == 1 and not found.dropped:
         raise DataError(
             f"{files[0].path} holds one answer",
@@ -141,24 +114,24 @@ def _compared(
             hint="add rows: some hundreds of good and of bad ones",
         )
     if not found.examples:
-        raise _nothing_left(files, len(rows), limit, drop=drop, longest=found.longest)
-    return Split(files, found.examples, found.dropped, found.truncated, pairs=together, good=found.good)
+        raise DataError(
+            f"no row of {', '.join(str(file.path) for file in files)} is left to train on",
+            why=f"all {len(rows)} are longer than sequence_len {limit}"
+            + ("" if drop else ", and cut to their prompts"),
+            hint=f"raise sequence_len; the longest row has {found.longest} tokens",
+        )
+    paired = config.rl not in (None, "kto")
+    return Split(files, found.examples, found.dropped, found.truncated, pairs=paired, good=found.good)
+
+
+def _kept(rows: Iterable[Row | Preference], labeler: Labeler, config: TrainConfig, *, limit: int, drop: bool) -> Kept:
+    if config.rl == "kto":
+        seed = config.seed if config.shuffle_merged_datasets else None
+        return judged(rows, labeler, limit=limit, drop=drop, seed=seed)
+    return (pairs if config.rl else supervised)(rows, labeler, limit=limit, drop=drop)
 
 
 def _told(rows: Iterable[Row | Preference], config: TrainConfig) -> Iterator[Row | Preference]:
     """The rows with the system message that the config gives to those without one."""
     system = config.default_system_message
     return (with_system(row, system) if system else row for row in rows)
-
-
-def _plain(row: Row | Preference) -> Row:
-    assert not isinstance(row, Pair | Judged)
-    return row
-
-
-def _nothing_left(files: Sequence[DataFile], rows: int, limit: int, *, drop: bool, longest: int) -> DataError:
-    return DataError(
-        f"no row of {', '.join(str(file.path) for file in files)} is left to train on",
-        why=f"all {rows} are longer than sequence_len {limit}" + ("" if drop else ", and cut to their prompts"),
-        hint=f"raise sequence_len; the longest row has {longest} tokens",
-    )

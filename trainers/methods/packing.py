@@ -11,7 +11,7 @@ import bisect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adapterhub.trainers.labels.labels import IGNORED, Example
+from adapterhub.trainers.labels.examples import IGNORED, Example
 
 
 def packs(examples: Sequence[Example], *, capacity: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adapterhub.trainers.labels.labels import IGNORED, Example
+from adapterhub.trainers.labels.examples import IGNORED, Example
 from adapterhub.trainers.labels.splits import Split
 from adapterhub.trainers.methods.behaviour import Behaviour
 from adapterhub.trainers.model import new_adapter

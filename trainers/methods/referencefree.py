@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterhub.trainers.config import TrainConfig
-from adapterhub.trainers.labels.labels import IGNORED
+from adapterhub.trainers.labels.examples import IGNORED
 from adapterhub.trainers.methods.behaviour import Behaviour
 from adapterhub.trainers.methods.losses import orpo_loss, simpo_loss
 from adapterhub.trainers.methods.preference import collator, pair_rows

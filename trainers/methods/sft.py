@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterhub.trainers.labels.examples import Examples
-from adapterhub.trainers.labels.labels import Example
 from adapterhub.trainers.methods.behaviour import Behaviour
 from adapterhub.trainers.methods.packing import collator, packed_row, packs, tokens_in
 from adapterhub.trainers.model import new_adapter
@@ -23,7 +22,7 @@ def sft_trainer(prepared: Prepared, *, model: Any, arguments: Mapping[str, Any],
     from trl import SFTConfig
 
     config, tokenizer = prepared.config, prepared.tokenizer
-    evaluation = prepared.evaluation.examples if prepared.evaluation else ()
+    evaluation = prepared.evaluation.examples if prepared.evaluation else None
     flat = config.attn_implementation.startswith("flash")
     trainer = _trainer_class()(
         model=model,
@@ -39,14 +38,13 @@ def sft_trainer(prepared: Prepared, *, model: Any, arguments: Mapping[str, Any],
     return trainer
 
 
-def _dataset(examples: Sequence[Example], *, lengths: bool = False) -> Any:
+def _dataset(examples: Examples, *, lengths: bool = False) -> Any:
     """``lengths``: of each row too, for the collator of packed rows."""
     import pyarrow as pa
     from datasets import Dataset
 
-    kept = examples if isinstance(examples, Examples) else Examples(examples)
-    more = {"seq_lengths": [[len(e.input_ids)] for e in examples]} if lengths else {}
-    return Dataset(pa.table(kept.columns() | more))
+    more = {"seq_lengths": [[length] for length in examples.lengths]} if lengths else {}
+    return Dataset(pa.table(examples.columns() | more))
 
 
 def _packed(prepared: Prepared) -> Any:
