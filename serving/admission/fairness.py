@@ -59,6 +59,11 @@ class Grant:
     served: int = 0  # tokens that came
 
     @property
+    def left(self) -> int:
+        """Tokens that are expected yet."""
+        return max(0, self.expected - self.served)
+
+    @property
     def tokens(self) -> int:
         """Of the cache, as predicted."""
         return self.ask.prompt + self.expected
@@ -69,22 +74,33 @@ class Counters:
 
     def __init__(self) -> None:
         self._served: dict[str, float] = {}
+        self._ahead: dict[str, float] = {}  # of that, charged for tokens that have not come yet
         self._last = 0.0  # of the tenant that went last from an empty line
 
     def of(self, tenant: str) -> float:
         return self._served.get(tenant, 0.0)
 
     def arrive(self, tenant: str, *, waiting: Iterable[str]) -> None:
-        """A tenant that has nothing waiting asks again; ``waiting`` are the tenants that have."""
-        floor = min((self.of(other) for other in waiting), default=self._last)
+        """A tenant that has nothing waiting asks again; ``waiting`` are the tenants that have.
+
+        It starts at what one of them has really got: what was only predicted for it may never come.
+        """
+        floor = min((self._got(other) for other in waiting), default=self._last)
         self._served[tenant] = max(self.of(tenant), floor)
 
     def charge(self, tenant: str, cost: float, *, weight: float) -> None:
         self._served[tenant] = self.of(tenant) + cost / weight
 
+    def predict(self, tenant: str, cost: float, *, weight: float) -> None:
+        """So much of what was charged is still to come; less than nothing: it came, or is not going to."""
+        self._ahead[tenant] = self._ahead.get(tenant, 0.0) + cost / weight
+
+    def _got(self, tenant: str) -> float:
+        return self.of(tenant) - self._ahead.get(tenant, 0.0)
+
     def left(self, tenant: str) -> None:
         """The last waiting request of a tenant went to the engine."""
-        self._last = self.of(tenant)
+        self._last = self._got(tenant)
 
 
 class Line:
@@ -127,15 +143,17 @@ class Line:
 
     def count(self, grant: Grant, *, output: int) -> None:
         """``output`` more tokens of the answer came; those beyond what was expected are charged now."""
-        beyond = max(0, grant.served + output - max(grant.served, grant.expected))
+        tenant, weight, before = grant.ask.tenant, grant.ask.weight, grant.left
         grant.served += output
-        self.counters.charge(grant.ask.tenant, OUTPUT_COST * beyond, weight=grant.ask.weight)
+        came = before - grant.left  # of what was expected
+        self.counters.predict(tenant, -OUTPUT_COST * came, weight=weight)
+        self.counters.charge(tenant, OUTPUT_COST * (output - came), weight=weight)
 
     def end(self, grant: Grant, now: float) -> None:
         """The answer is over: what it did not use is given back."""
         ask = grant.ask
-        unused = max(0, grant.expected - grant.served)
-        self.counters.charge(ask.tenant, -OUTPUT_COST * unused, weight=ask.weight)
+        self.counters.predict(ask.tenant, -OUTPUT_COST * grant.left, weight=ask.weight)
+        self.counters.charge(ask.tenant, -OUTPUT_COST * grant.left, weight=ask.weight)
         if grant.served:  # and not refused, or left by its client
             mean = self._lengths.get(ask.tenant, self.window.answer)
             self._lengths[ask.tenant] = MEMORY * mean + (1 - MEMORY) * grant.served / ask.sequences
@@ -184,13 +202,12 @@ class Line:
         return None
 
     def _order(self, ask: Ask, now: float) -> tuple[float, ...]:
-        """Who waited too long for a slot first, the longest of them; else who was served least.
+        """Who waited too long for a slot first; of them, and of the others, who was served least.
 
         Of two with the same counter, the one with fewer sequences: who comes back starts at the least counter.
         """
-        if self._is_late(ask, now):
-            return 0, ask.since
-        return 1, self.counters.of(ask.tenant), self._running.get(ask.tenant, 0), ask.since
+        served = self.counters.of(ask.tenant), self._running.get(ask.tenant, 0), ask.since
+        return (0, *served) if self._is_late(ask, now) else (1, *served)
 
     def _closed(self, heads: list[Ask], now: float) -> set[str]:
         """Adapters that get no new requests: one for each that waited too long for its slot.
@@ -245,6 +262,7 @@ class Line:
         grant = Grant(ask, expected=self._expected(ask))
         cost = INPUT_COST * ask.prompt + OUTPUT_COST * grant.expected
         self.counters.charge(ask.tenant, cost, weight=ask.weight)
+        self.counters.predict(ask.tenant, OUTPUT_COST * grant.expected, weight=ask.weight)
         self._take_out(ask)
         self._sequences += self._width(ask)
         self._tokens += grant.tokens

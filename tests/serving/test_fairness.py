@@ -154,16 +154,30 @@ def test_a_tenant_that_was_away_has_saved_up_nothing() -> None:
 
 def test_crowds_share_alike_and_single_clients_beside_them_do_not_wait() -> None:
     """The shape of benchmarks/fairness.py: clients that ask again a step after their answer, sixteen sequences."""
+    got, waits = crowd(Window(sequences=16, slots=10, active=2), steps=600)
+    assert jain(got) > 0.99
+    assert set(waits) == {0}
+
+
+def test_with_fewer_slots_than_tenants_too() -> None:
+    """Those in line for a slot go by what they were served, and not by how long they stand in a line of their own."""
+    got, waits = crowd(Window(sequences=16, slots=4, active=2, patience=5), steps=3000)
+    assert jain(got) > 0.97
+    assert sorted(waits)[int(0.95 * len(waits))] <= 3 * 32, "three answers"
+
+
+def crowd(window: Window, *, steps: int) -> tuple[list[float], list[float]]:
+    """What each of five crowds got, after two rounds of answers, and how long each of five single clients waited."""
     clients = {**{f"busy{n}": 16 for n in range(4)}, "noisy": 64, **{f"small{n}": 1 for n in range(5)}}
-    engine = Steps(Window(sequences=16, slots=len(clients), active=2))
+    engine = Steps(window)
     everybody = [tenant for tenant, count in clients.items() for _ in range(count)]
     engine.random.shuffle(everybody)
     for tenant in everybody:
         engine.ask(tenant, adapter=tenant, prompt=60, length=32)
         engine.admit()  # who comes first has all of an idle engine
     at_start: dict[str, float] = {}
-    for step in range(600):
-        if step == 64:  # two rounds of answers
+    for step in range(steps):
+        if step == 64:
             at_start = dict(engine.cost)
             engine.waited.clear()
         over = engine.step()
@@ -171,9 +185,25 @@ def test_crowds_share_alike_and_single_clients_beside_them_do_not_wait() -> None
         for grant in over:
             engine.ask(grant.ask.tenant, adapter=grant.ask.adapter, prompt=60, length=32)
         engine.admit()
-    got = [engine.cost[tenant] - at_start[tenant] for tenant, count in clients.items() if count > 1]
-    assert sum(got) ** 2 / (len(got) * sum(cost**2 for cost in got)) > 0.99
-    assert {wait for tenant, count in clients.items() if count == 1 for wait in engine.waited[tenant]} == {0}
+    got = [engine.cost[tenant] - at_start.get(tenant, 0) for tenant, count in clients.items() if count > 1]
+    waits = [wait for tenant, count in clients.items() if count == 1 for wait in engine.waited[tenant]]
+    return got, waits
+
+
+def jain(shares: list[float]) -> float:
+    return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares))
+
+
+def test_who_comes_back_does_not_pay_for_what_was_only_predicted_for_others() -> None:
+    """Sixteen answers of a word, for each of which 64 tokens were charged when it began."""
+    engine = Steps(Window(sequences=16, slots=1, patience=0))
+    for _ in range(40):
+        engine.ask("busy", adapter="busy/a", prompt=1, length=1)
+    engine.admit()
+    engine.ask("light", adapter="light/a", prompt=1, length=1)
+    engine.now += 1
+    engine.step()
+    assert engine.admit()[0].ask.tenant == "light"
 
 
 class TestTheFreeSequence:
