@@ -3,6 +3,7 @@
     endpoint=https://minio.example    another S3 than Amazon's; default AWS_ENDPOINT_URL_S3, then the profile's
     region=eu-central-1               default AWS_REGION, then the profile's
     profile=ci                        of ~/.aws/config; default AWS_PROFILE
+    timeout=5                         seconds to wait for an answer, each of three times; default 30
     path_style=true                   https://host/bucket/key, not https://bucket.host/key; the default with endpoint=
     single_writer=true                a store that cannot create unless absent: see `doctor`
 
@@ -13,6 +14,7 @@ come from where boto3 looks for them (environment, profile, the machine's role).
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -22,6 +24,8 @@ from adapterhub.registry.store import check_key
 _BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]")
 _TEXTS = ("endpoint", "region", "profile")
 _FLAGS = ("path_style", "single_writer")
+_SETTINGS = (*_TEXTS, "timeout", *_FLAGS)
+_LONGEST = 3600.0  # seconds
 _HINT = "--registry s3://bucket/prefix"
 
 
@@ -34,6 +38,7 @@ class Address:
     endpoint: str = ""
     region: str = ""
     profile: str = ""
+    timeout: float | None = None  # seconds; None: as `requests.Patience` thinks right
     path_style: bool | None = None  # None: as botocore thinks right for the endpoint
     single_writer: bool = False
 
@@ -41,6 +46,8 @@ class Address:
     def url(self) -> str:
         """Opens the same registry again."""
         query = {name: getattr(self, name) for name in _TEXTS if getattr(self, name)}
+        if self.timeout is not None:
+            query["timeout"] = f"{self.timeout:g}"
         if self.path_style is not None:
             query["path_style"] = str(self.path_style).lower()
         if self.single_writer:
@@ -82,10 +89,10 @@ def parse(url: str) -> Address:
         ) from error
     settings = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in settings:
-        if name not in _TEXTS + _FLAGS:
+        if name not in _SETTINGS:
             raise UsageError(
                 f"{name!a} is no setting of a registry on S3",
-                why=f"settings are {', '.join(_TEXTS + _FLAGS)}",
+                why=f"settings are {', '.join(_SETTINGS)}",
                 hint=f"{_HINT}?endpoint=https://…",
             )
     texts = {name: settings.get(name, "") for name in _TEXTS}
@@ -94,6 +101,7 @@ def parse(url: str) -> Address:
         parts.netloc,
         prefix,
         **texts,
+        timeout=_seconds(settings.get("timeout")),
         path_style=_flag(settings, "path_style"),
         single_writer=bool(_flag(settings, "single_writer")),
     )
@@ -111,3 +119,14 @@ def _flag(settings: dict[str, str], name: str) -> bool | None:
     if value not in {None, "true", "false"}:
         raise UsageError(f"{name}={value!a} is neither true nor false", hint=f"{_HINT}?{name}=true")
     return None if value is None else value == "true"
+
+
+def _seconds(value: str | None) -> float | None:
+    if value is None:
+        return None
+    with suppress(ValueError):
+        if 0 < float(value) <= _LONGEST:
+            return float(value)
+    raise UsageError(
+        f"timeout={value!a} is no time", why=f"it is seconds, up to {_LONGEST:g}", hint=f"{_HINT}?timeout=5"
+    )

@@ -200,7 +200,7 @@ _UNANSWERED: tuple[tuple[set[str], str, str], ...] = (
     (
         {"ReadTimeoutError", "ConnectTimeoutError"},
         "it was asked several times and did not answer in time",
-        "look whether the endpoint is up, then " + _AGAIN,
+        "look whether the endpoint is up, then " + _AGAIN + "; timeout=5 in the address waits for less",
     ),
     ({"EndpointConnectionError"}, "", "look whether endpoint= is right and up, then " + _AGAIN),
     ({"Broken", "HTTPClientError", "ResponseParserError"}, "", _AGAIN),

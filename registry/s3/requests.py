@@ -43,6 +43,11 @@ class Patience:
         return random.uniform(0, longest)  # noqa: S311 - jitter, no secret
 
 
+def patience_of(timeout: float | None) -> Patience:
+    """The usual one, but for the seconds that its user would wait for an answer."""
+    return Patience() if timeout is None else Patience(connect=min(timeout, Patience.connect), read=timeout)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of what goes over the wire at once. An upload holds nine parts in memory, a download six ranges."""

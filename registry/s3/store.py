@@ -20,7 +20,7 @@ from adapterhub.errors import AdapterError, AlreadyExists, IntegrityError, NotFo
 from adapterhub.registry.s3.address import Address
 from adapterhub.registry.s3.download import Stream, pieces
 from adapterhub.registry.s3.errors import Denied, UploadGone, was_answered, way_out
-from adapterhub.registry.s3.requests import Patience, Requests, Sizes
+from adapterhub.registry.s3.requests import Patience, Requests, Sizes, patience_of
 from adapterhub.registry.s3.upload import Upload, read_fully
 from adapterhub.registry.store import Entry, check_key, check_size
 
@@ -33,7 +33,7 @@ class S3Store:
 
     def __init__(self, address: Address, *, patience: Patience | None = None, sizes: Sizes | None = None) -> None:
         self.address = address
-        self._requests = Requests(address, patience or Patience(), sizes or Sizes())
+        self._requests = Requests(address, patience or patience_of(address.timeout), sizes or Sizes())
 
     @property
     def url(self) -> str:

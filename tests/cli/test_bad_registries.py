@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,18 @@ def test_a_cache_that_was_tampered_with_is_never_handed_out(ah: Ah, registry: Pa
     blob.write_bytes(there.replace(b"r", b"R"))
     refused(ah("pull", "acme/support@1", "--to", "out"), "is not what was published", "ah fsck acme/support")
     assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_two_pulls_into_one_cache_at_once(registry: Path) -> None:
+    command = [sys.executable, "-m", "adapterhub.cli.main", "pull", "acme/support@1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pulls = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    told = [pull.communicate(timeout=60) for pull in pulls]
+    assert [pull.returncode for pull in pulls] == [0, 0, 0], told
+    (folder,) = {out.strip() for out, _ in told}
+    assert sorted(path.name for path in Path(folder).iterdir()) == [CONFIG, "adapter_model.safetensors"]
+    assert list((Path(os.environ["AH_HOME"]) / "cache" / "tmp").iterdir()) == []
 
 
 def sha256(content: bytes) -> str:

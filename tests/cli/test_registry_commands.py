@@ -220,11 +220,14 @@ def test_a_disk_that_fills_up_leaves_nothing_half_done(ah: Ah, adapter: Path) ->
     assert ah("ls", "--json").json == []
     assert list((Path(os.environ["AH_HOME"]) / "registry" / "tmp").iterdir()) == []
     assert ah("publish", adapter, "--name", "acme/support", "--json").json["version"] == 1
-    pull = [sys.executable, "-c", LIMITED, "pull", "acme/support", "--to", adapter.parent / "pulled"]
-    done = subprocess.run(pull, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "cannot be" in done.stderr
+    for where in (("--to", str(adapter.parent / "pulled")), ()):
+        pull = [sys.executable, "-c", LIMITED, "pull", "acme/support", *where]
+        done = subprocess.run(pull, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "cannot be" in done.stderr
+        assert "type the same command again" in done.stderr
     assert not (adapter.parent / "pulled").exists()
+    assert Path(ah("pull", "acme/support").out.strip(), "adapter_model.safetensors").is_file()
 
 
 # ── ls, show ─────────────────────────────────────────────────────────────────────────────────────────────────────

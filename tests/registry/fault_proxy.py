@@ -11,6 +11,7 @@ hang        take the request, never answer
 from __future__ import annotations
 
 import http.client
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ CODES = {
     "key": (403, "InvalidAccessKeyId"),
     "secret": (403, "SignatureDoesNotMatch"),
     "skew": (403, "RequestTimeTooSkewed"),
+    "region": (400, "AuthorizationHeaderMalformed"),
 }
 
 
@@ -99,7 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815 - http.server's names
 
     def _refuse(self, status: int, code: str) -> None:
-        body = f"<Error><Code>{code}</Code><Message>as the test wishes</Message></Error>".encode()
+        where = "<Region>eu-west-1</Region>" if code == "AuthorizationHeaderMalformed" else ""
+        body = f"<Error><Code>{code}</Code><Message>as the test wishes</Message>{where}</Error>".encode()
         self._answer(status, b"" if self.command == "HEAD" else body)
 
     def _answer(self, status: int, body: bytes) -> None:
@@ -154,11 +157,13 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def proxy_to(endpoint: str) -> Iterator[Proxy]:
-    """A proxy in front of ``http://host:port``."""
+def proxy_to(endpoint: str, *, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
+    """A proxy in front of ``http://host:port``, with ``tls`` itself at ``https://``."""
     proxy = Proxy(urlsplit(endpoint).netloc)
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
-    proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
+    proxy.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

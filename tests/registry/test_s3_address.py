@@ -19,6 +19,7 @@ addresses = st.builds(
     endpoint=st.sampled_from(["", "http://127.0.0.1:9000", "https://minio.example", "https://[::1]:9000/s3"]),
     region=st.just("") | words,
     profile=st.just("") | words,
+    timeout=st.sampled_from([None, 0.5, 5.0, 3600.0]),
     path_style=st.sampled_from([None, True, False]),
     single_writer=st.booleans(),
 )
@@ -54,6 +55,10 @@ def test_a_plain_address() -> None:
         ("s3://models?endpoint=ftp://minio.example", "no endpoint"),
         ("s3://models?endpoint=https://key:secret@minio.example", "no endpoint"),
         ("s3://models?single_writer=yes", "neither true nor false"),
+        ("s3://models?timeout=0", "is no time"),
+        ("s3://models?timeout=5s", "is no time"),
+        ("s3://models?timeout=nan", "is no time"),
+        ("s3://models?timeout=9999", "is no time"),
     ],
 )
 def test_what_is_no_address_says_why(url: str, says: str) -> None:
