@@ -13,9 +13,9 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from heapq import heapify, heappop
+from heapq import heapify, heappop, heappush
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -80,13 +80,12 @@ class LocalStore:
             return self._path(key).is_file()
 
     def keys(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[str]:
-        ordered = sorted if limit is None else _one_by_one
         with self._errors("read"):
-            return list(islice(self._walk(prefix, after, ordered), limit))
+            return list(self._walk(prefix, after) if limit is None else islice(self._first(prefix, after), limit))
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         with self._errors("read"):
-            for key in self._walk(prefix, "", sorted):
+            for key in self._walk(prefix, ""):
                 with suppress(FileNotFoundError):  # deleted meanwhile
                     found = (self.root / key).stat()
                     yield Entry(key, found.st_size, found.st_mtime)
@@ -168,14 +167,31 @@ class LocalStore:
             self._lasting.add(folder)
             folder = folder.parent
 
-    def _walk(self, prefix: str, after: str, ordered: Callable[[list[str]], Iterable[str]]) -> Iterator[str]:
+    def _walk(self, prefix: str, after: str) -> Iterator[str]:
         """Keys in order: a folder sorts with its ``/``, because ``a-b/x`` comes before ``a/x``."""
-        entries = [(entry.name + "/" if entry.is_dir() else entry.name) for entry in self._entries(prefix)]
-        for name in ordered(entries):
+        for name in sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in self._entries(prefix)):
             key = prefix + name
             if key.endswith("/"):
                 if key > after or after.startswith(key):
-                    yield from self._walk(key, after, ordered)
+                    yield from self._walk(key, after)
+            elif key > after:
+                yield key
+
+    def _first(self, prefix: str, after: str) -> Iterator[str]:
+        """The same for who wants a few: "the newest" of 100,000 versions needs no sorted list of them.
+
+        Nor is each asked whether it is a folder: one that is goes back with its ``/``, and comes again in its place.
+        """
+        names = self._names(prefix)
+        if after:
+            names = [name for name in names if _may_follow(f"{prefix}{name}/", after)]
+        heapify(names)
+        while names:
+            key = prefix + (name := heappop(names))
+            if name.endswith("/"):
+                yield from self._first(key, after)
+            elif (self.root / key).is_dir():
+                heappush(names, name + "/")
             elif key > after:
                 yield key
 
@@ -184,6 +200,13 @@ class LocalStore:
         try:
             with os.scandir(self.root / prefix) as found:
                 return list(found)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _names(self, prefix: str) -> list[str]:
+        check_key(prefix.removesuffix("/"))
+        try:
+            return os.listdir(self.root / prefix)  # noqa: PTH208 - the names alone, and there may be many
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -201,8 +224,6 @@ class LocalStore:
             yield
 
 
-def _one_by_one(names: list[str]) -> Iterator[str]:
-    """In order, for who wants the first few: "the newest" of 100,000 versions needs no sorted list of them."""
-    heapify(names)
-    while names:
-        yield heappop(names)
+def _may_follow(folder: str, after: str) -> bool:
+    """Whether something in this folder, or a file of its name, can come after a key."""
+    return folder > after or after.startswith(folder)

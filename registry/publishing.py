@@ -30,6 +30,7 @@ from adapterhub.registry.files import storage_errors
 from adapterhub.registry.lifecycle.condemned import Condemned, place
 from adapterhub.registry.lifecycle.intents import Intent, Intents
 from adapterhub.registry.lifecycle.tombstones import clear, is_gone
+from adapterhub.registry.parallel import side_by_side
 from adapterhub.registry.records import Records, blob_key
 from adapterhub.registry.store import Store, create_hint
 from adapterhub.registry.turns import pause
@@ -74,7 +75,8 @@ class Publisher:
         progress: Progress | None,
     ) -> Record | None:
         """None where a collector gave this publish up or doubts it: it was paused for longer than one waits."""
-        self._free_number(name, number)
+        if number is not None:
+            self._free_number(name, number)  # refused before a byte is sent
         intent = self._intents.begin(name, (file.sha256 for file in draft.manifest.files), who=author, number=number)
         may_still_commit = False
         try:
@@ -130,8 +132,10 @@ class Publisher:
         if is_gone(self._store, record.name.tenant):
             clear(self._store, record.name.tenant)
             raise rules.tenant_gone(record.name.tenant)
-        for file in record.manifest.files:
-            if not self._store.exists(blob_key(record, file.sha256)):
+        files = record.manifest.files
+        there = side_by_side(lambda file: self._store.exists(blob_key(record, file.sha256)), files)
+        for file, is_there in zip(files, there, strict=True):
+            if not is_there:
                 raise IntegrityError(
                     f"{record.ref} was published, and the bytes of {file.path} are gone already",
                     why="something else than `ah gc` deletes below blobs/: a lifecycle rule, or a person",
