@@ -1,7 +1,9 @@
 """Publishing and pulling a 1 GB adapter on S3, beside `aws s3 cp` of the same file; and what a second publish sends.
 
     server     `rclone serve s3` on this machine: it takes far less CPU than moto's, which would be what is measured. It
-               cannot create unless absent, so the registry is opened with single_writer=true.
+               cannot create unless absent, so the registry is opened with single_writer=true. Its ETags are off: it
+               would read and hash a file again for a HEAD (ours after a publish, the peer's before a download),
+               which a store that keeps its ETags does not. Its files are in memory.
     publish    `ah publish` as typed: start, read and judge (NaN, zero, shapes), hash, send with checksums, commit
     pull       `ah pull` as typed: resolve, fetch, hash, fsync
     send, get  the registry's own transfer alone: `create_file` and `open` of the store, in a fresh process
@@ -57,6 +59,7 @@ with open(path, "wb") as target, open_store(url).open("bench/" + sha256) as sour
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--aws", metavar="PROGRAM", help="an `aws` that is there; default: awscli is installed anew")
     parser.add_argument("--write", type=Path, metavar="DIR", help="only write an adapter of 1 GB there")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -65,9 +68,9 @@ def main() -> None:
         return
     rounds = arguments.rounds
     seconds: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="ah-bench-") as name, served(Path(name)) as endpoint:
+    with tempfile.TemporaryDirectory(prefix="ah-bench-") as name, served() as endpoint:
         folder = Path(name)
-        aws = peer(folder / "aws")
+        aws = [arguments.aws] if arguments.aws else peer(folder / "aws")
         memory = []
         for number in range(rounds + 1):
             once, peak = measure(folder, endpoint, aws, number)
@@ -185,15 +188,21 @@ def peer(folder: Path) -> list[str]:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """rclone's S3 over a folder of this machine."""
-    (folder / "served" / "bench").mkdir(parents=True)
+def served() -> Iterator[str]:
+    """rclone's S3 over a folder in memory, where there is one: its disk is not what is measured."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="ah-bench-", dir=memory if memory.is_dir() else None) as name:
+        yield from serving(Path(name))
+
+
+def serving(folder: Path) -> Iterator[str]:
+    (folder / "bench").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     program = Path(sys.executable).with_name("rclone")
     keys = f"{AWS['AWS_ACCESS_KEY_ID']},{AWS['AWS_SECRET_ACCESS_KEY']}"
-    command = [program, "serve", "s3", "--addr", address, "--auth-key", keys, folder / "served"]
+    command = [program, "serve", "s3", "--addr", address, "--auth-key", keys, "--etag-hash", "", folder]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr
         while "Starting s3 server" not in server.stderr.readline():

@@ -181,6 +181,12 @@ class Registry(Protocol):
     def url(self) -> str:
         """``file:///…``, ``memory://``, ``s3://bucket/prefix``: opens the same registry again."""
 
+    def reach(self) -> None:
+        """Connect now, and see that this version knows the registry: else the first request does it.
+
+        Raises Unsupported for a registry that a newer AdapterHub laid out.
+        """
+
     def publish(
         self,
         draft: Draft,

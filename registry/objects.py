@@ -62,6 +62,9 @@ class ObjectRegistry:
     def url(self) -> str:
         return self.store.url
 
+    def reach(self) -> None:
+        self._open()
+
     def publish(
         self,
         draft: Draft,

@@ -7,7 +7,9 @@ their integers, whatever the dtype, at a third of what the hash costs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,9 +17,10 @@ from typing import BinaryIO
 from adapterhub.errors import AdapterError
 from adapterhub.peftdir import Tensor
 
-# Bytes; a multiple of every dtype's width. With 1 MiB numpy's masks no longer fit the processor's cache, and each is
-# memory that the kernel must clear first: ten times slower.
-_CHUNK = 1 << 18
+_READ = 1 << 22  # bytes at once; a multiple of every dtype's width, as is the next
+# Bytes. With 1 MiB numpy's masks no longer fit the processor's cache, and each is memory that the kernel must clear
+# first: ten times slower.
+_JUDGED = 1 << 18
 
 # safetensors' dtype → (numpy integer of that width, bits that are all set in NaN (and infinity), bits without sign)
 _MASKS = {
@@ -46,51 +49,78 @@ def scan(path: Path, tensors: list[Tensor]) -> Scan:
     Raises AdapterError where the file ends early or cannot be read: it is being written, or is damaged.
     """
     not_finite, zero = None, set()
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_CHUNK))
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
+            reading = _Reading(file, pool)
             for tensor in tensors:
-                for chunk in _chunks(file, tensor.start, buffer):  # the header, and gaps
-                    digest.update(chunk)
-                any_set = False
-                for chunk in _chunks(file, tensor.end, buffer):
-                    digest.update(chunk)
-                    finite, chunk_set = _judge(chunk, tensor.dtype)
-                    any_set = any_set or chunk_set
-                    if not finite and not_finite is None:
-                        not_finite = tensor.name
+                for _ in reading.until(tensor.start):  # the header, and gaps
+                    pass
+                finite, any_set = _judge_all(reading.until(tensor.end), tensor.dtype)
+                if not finite and not_finite is None:
+                    not_finite = tensor.name
                 if not any_set:
                     zero.add(tensor.name)
-            for chunk in _chunks(file, path.stat().st_size, buffer):
-                digest.update(chunk)
-            return Scan(file.tell(), digest.hexdigest(), not_finite, frozenset(zero))
+            for _ in reading.until(path.stat().st_size):
+                pass
+            return Scan(file.tell(), reading.sha256(), not_finite, frozenset(zero))
     except EOFError as error:
         raise AdapterError(f"{path} is truncated", why=str(error), hint="copy it again, or save it again") from error
     except OSError as error:
         raise AdapterError(f"{path} cannot be read", why=error.strerror or str(error)) from error
 
 
-def _chunks(file: BinaryIO, end: int, buffer: memoryview) -> Iterator[memoryview]:
-    """What lies between here and byte ``end``, in ``buffer``. Raises EOFError where the file ends earlier."""
-    position = file.tell()
-    while position < end:
-        wanted = min(len(buffer), end - position)
-        got = file.readinto(buffer[:wanted])  # type: ignore[attr-defined]
-        position += got
-        if got != wanted:
-            raise EOFError(f"it ends at byte {position}, not {end}")
-        yield buffer[:got]
+class _Reading:
+    """A file read once: what was read is hashed in a thread while it is judged and the next is read."""
+
+    def __init__(self, file: BinaryIO, pool: Executor) -> None:
+        """``pool`` has one thread: chunks are hashed in order."""
+        self._file = file
+        self._pool = pool
+        self._digest = hashlib.sha256()
+        self._buffers = deque((memoryview(bytearray(_READ)), _DONE) for _ in range(2))  # and when each is hashed
+
+    def until(self, end: int) -> Iterator[memoryview]:
+        """What lies between here and byte ``end``; a chunk is gone with the next but one.
+
+        Raises EOFError where the file ends earlier.
+        """
+        position = self._file.tell()
+        while position < end:
+            buffer, hashed = self._buffers.popleft()
+            hashed.result()
+            wanted = min(len(buffer), end - position)
+            got = self._file.readinto(buffer[:wanted])  # type: ignore[attr-defined]
+            position += got
+            if got != wanted:
+                raise EOFError(f"it ends at byte {position}, not {end}")
+            self._buffers.append((buffer, self._pool.submit(self._digest.update, buffer[:got])))
+            yield buffer[:got]
+
+    def sha256(self) -> str:
+        for _, hashed in self._buffers:
+            hashed.result()
+        return self._digest.hexdigest()
 
 
-def _judge(chunk: memoryview, dtype: str) -> tuple[bool, bool]:
-    """Whether all numbers are finite, and whether any is not zero. Whole numbers are always finite."""
+_DONE: Future[None] = Future()
+_DONE.set_result(None)
+
+
+def _judge_all(chunks: Iterable[memoryview], dtype: str) -> tuple[bool, bool]:
+    """Whether all numbers of a tensor are finite, and whether any is not zero."""
+    parts = (chunk[start : start + _JUDGED] for chunk in chunks for start in range(0, len(chunk), _JUDGED))
+    found = [_judge(part, dtype) for part in parts]
+    return all(finite for finite, _ in found), any(any_set for _, any_set in found)
+
+
+def _judge(part: memoryview, dtype: str) -> tuple[bool, bool]:
+    """The same for a part of a tensor. Whole numbers are always finite."""
     import numpy as np
 
     if dtype not in _MASKS:
-        return True, any(chunk)
+        return True, any(part)
     integer, exponent, magnitude = _MASKS[dtype]
-    bits = np.frombuffer(chunk, dtype=integer)
+    bits = np.frombuffer(part, dtype=integer)
     finite = bool((bits & bits.dtype.type(exponent)).max(initial=0) != exponent)
     sign_less = bits.dtype.type(magnitude)
     return finite, bool((bits[:1024] & sign_less).any() or (bits & sign_less).any())  # mostly the first few tell

@@ -22,6 +22,7 @@ from adapterhub.manifest import Record, to_plain
 from adapterhub.refs import AdapterName, check_channel
 from adapterhub.registry import ChannelMove, draft, open_registry
 from adapterhub.registry.hub.imports import fetched, is_hub_source
+from adapterhub.registry.parallel import meanwhile
 from adapterhub.registry.signing import sign, signature_of
 from adapterhub.settings import load_settings
 
@@ -83,7 +84,8 @@ def publish(
         folder, source = context.with_resource(fetched(path))
         labels = {**source.labels, **labels}
         say(f"publishing {source.repo} as of {source.commit}")
-    adapter = draft(folder, base=_find_base(base or settings.base), allow_zero=allow_zero, purpose=purpose)
+    with meanwhile(registry.reach):
+        adapter = draft(folder, base=_find_base(base or settings.base), allow_zero=allow_zero, purpose=purpose)
     if adapter.run is not None:
         chosen = chosen or adapter.run.name
         channel = channel or adapter.run.channel

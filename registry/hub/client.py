@@ -68,6 +68,10 @@ class Hub:
         disable_progress_bars()  # only the command line prints
         return HfApi(endpoint=self._endpoint, token=self._token, library_name="adapterhub")
 
+    def connect(self) -> None:
+        """Import the client, which takes a while. Asks nothing."""
+        _ = self._api
+
     def page(self, repo: str) -> str:
         return f"{self._api.endpoint}/{repo}"
 

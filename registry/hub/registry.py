@@ -73,6 +73,9 @@ class HubRegistry:
     def url(self) -> str:
         return self._look.url
 
+    def reach(self) -> None:
+        self._hub.connect()
+
     def publish(
         self,
         draft: Draft,

@@ -1,4 +1,4 @@
-"""A large file on its way to S3: in parts, several at once, each with its checksum.
+"""A large file on its way to S3: in parts, several at once, each with a CRC-32 that the store compares.
 
 The parts of an upload that was killed stay with the store. The next upload of the same key finds them, reads and
 hashes the file from its start, and sends only the parts that are not there. The whole is compared with its sha256
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,20 +32,20 @@ class Part:
     number: int  # from 1
     size: int  # bytes
     etag: str
-    sha256: str  # base64; empty where the store keeps none
+    crc32: str  # base64; empty where the store keeps none
 
-    def holds(self, data: bytes, sha256: str) -> bool:
+    def holds(self, data: bytes, crc32: str) -> bool:
         """Whether these bytes were sent already."""
         if self.size != len(data):
             return False
-        if self.sha256:
-            return self.sha256 == sha256
+        if self.crc32:
+            return self.crc32 == crc32
         return self.etag.strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest()
 
     @property
     def plain(self) -> dict[str, Any]:
         """As CompleteMultipartUpload wants it."""
-        checksum = {"ChecksumSHA256": self.sha256} if self.sha256 else {}
+        checksum = {"ChecksumCRC32": self.crc32} if self.crc32 else {}
         return {"PartNumber": self.number, "ETag": self.etag} | checksum
 
 
@@ -125,12 +126,12 @@ class Upload:
         return [future.result() for future in futures]
 
     def _send_part(self, identity: str, number: int, data: bytes, there: Part | None) -> Part:
-        sha256 = b64encode(hashlib.sha256(data).digest()).decode()
-        if there is not None and there.holds(data, sha256):
+        crc32 = b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+        if there is not None and there.holds(data, crc32):
             return there
-        checksum = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": sha256}
+        checksum = {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": crc32}
         answer = self._call("upload_part", identity, PartNumber=number, Body=data, **checksum)
-        return Part(number, len(data), answer["ETag"], sha256)
+        return Part(number, len(data), answer["ETag"], crc32)
 
     def _read(self, source: BinaryIO, whole: Any) -> Iterator[bytes]:
         """The file's parts in order, hashed into ``whole``; at most one byte more than was announced."""
@@ -156,16 +157,14 @@ class Upload:
         try:
             pages = self._requests.pages("list_parts", marker, key=self._key, UploadId=identity)
             for listed in (part for page in pages for part in page.get("Parts", ())):
-                part = Part(listed["PartNumber"], listed["Size"], listed["ETag"], listed.get("ChecksumSHA256", ""))
+                part = Part(listed["PartNumber"], listed["Size"], listed["ETag"], listed.get("ChecksumCRC32", ""))
                 parts[part.number] = part
         except Denied:
             return {}
         return parts
 
     def _begin(self) -> str:
-        return str(
-            self._requests.call("create_multipart_upload", key=self._key, ChecksumAlgorithm="SHA256")["UploadId"]
-        )
+        return str(self._requests.call("create_multipart_upload", key=self._key, ChecksumAlgorithm="CRC32")["UploadId"])
 
     def _abort(self, identity: str) -> None:
         try:

@@ -34,7 +34,7 @@ def write_raw(path: Path, dtype: str, data: bytes, width: int) -> None:
 def test_one_pass_hashes_and_judges(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     rng = np.random.default_rng(0)
-    large = rng.normal(size=4 * weights._CHUNK).astype(np.float32)  # several chunks
+    large = rng.normal(size=weights._READ).astype(np.float32)  # several chunks
     save_file({"a": large, "b": np.zeros((3, 5), dtype=np.float16), "c": -np.zeros(4, dtype=np.float32)}, path)
     found = scanned(path)
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
