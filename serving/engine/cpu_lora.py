@@ -40,6 +40,21 @@ def active() -> bool:
     return bool(current_platform.get_punica_wrapper() == f"{AdapterProduct.__module__}.{AdapterProduct.__qualname__}")
 
 
+class Run:
+    """Slots that stand together and are used in a batch, from ``first`` up to ``last``, which is not among them."""
+
+    def __init__(self, first: int, last: int, slots: Sequence[int]) -> None:
+        """``slots`` is one slot a row of the batch, −1 for none."""
+        self.first, self.last, self._slots = first, last, slots
+
+    @cached_property
+    def foreign(self) -> torch.Tensor | None:
+        """(T, slots of the run, 1): True where the slot is not the row's. None: nowhere."""
+        if self.last - self.first == 1 and all(slot == self.first for slot in self._slots):
+            return None
+        return (torch.tensor(self._slots)[:, None] != torch.arange(self.first, self.last))[:, :, None]
+
+
 class Rows:
     """Which rows of a batch use which slot. ``slots`` is one slot a row, −1 for none."""
 
@@ -50,12 +65,12 @@ class Rows:
         self._of: dict[int, slice | torch.Tensor] = {}
 
     @cached_property
-    def foreign(self) -> torch.Tensor | None:
-        """(T, slots from the first used to the last, 1): True where the slot is not the row's. None: nowhere."""
-        first, last = self.used[0], self.used[-1]
-        if all(s == first for s in self._slots):
-            return None
-        return (torch.tensor(self._slots)[:, None] != torch.arange(first, last + 1))[:, :, None]
+    def runs(self) -> list[Run]:
+        """The used slots, those together that stand together."""
+        starts = [i for i, slot in enumerate(self.used) if i == 0 or slot - self.used[i - 1] > 1]
+        ends = [*starts[1:], len(self.used)]
+        pairs = zip(starts, ends, strict=True)
+        return [Run(self.used[start], self.used[end - 1] + 1, self._slots) for start, end in pairs]
 
     def of(self, slot: int) -> slice | torch.Tensor:
         """The rows of one slot: a slice where they stand together, else their indices."""
@@ -81,23 +96,40 @@ class Packed:
     ) -> None:
         """``lora_a``: n tensors (slots, 1, max rank, in); ``lora_b``: n of (slots, 1, width, max rank)."""
         self._stacked = (lora_a, lora_b)
-        self.widths = widths
+        self.widths = list(widths)
         self.slots = lora_a[0].shape[0]
         self._ranks = [0] * self.slots  # when each was last packed
+        self._fresh: tuple[int, Rows | None] = (-1, None)  # the version and the batch that were last looked at
         self._resize(0)
 
-    def refresh(self, slots: Sequence[int]) -> None:
-        """Pack those of ``slots`` that vLLM wrote to since they were packed."""
+    def refresh(self, rows: Rows) -> None:
+        """Pack the slots of a batch that vLLM wrote to since they were packed."""
         lora_a, lora_b = self._stacked
-        version = sum(t._version for t in lora_a) + sum(t._version for t in lora_b)
-        stale = [s for s in slots if self._seen[s] != version]
+        # vLLM clears all of a slot's factors before it writes any, so the first and the last tell of every write
+        version = lora_a[0]._version + lora_b[-1]._version
+        seen, last_rows = self._fresh
+        if seen == version and last_rows is rows:
+            return
+        self._repack([slot for slot in rows.used if self._seen[slot] != version], version, rows.used)
+        self._fresh = version, rows
+
+    def factors(self, first: int, last: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Of the slots from ``first`` up to ``last``: Aᵀ (in, slots · n · r), and B of each projection."""
+        views = self._views.get((first, last))
+        if views is None:
+            a = self.a[first * self.block : last * self.block].T
+            views = self._views[first, last] = a, [b[first * self.rank : last * self.rank] for b in self.b]
+        return views
+
+    def _repack(self, stale: Sequence[int], version: int, used: Sequence[int]) -> None:
         if not stale:
             return
+        lora_a, lora_b = self._stacked
         for slot in stale:
             self._ranks[slot] = max(_rank(a[slot, 0], b[slot, 0]) for a, b in zip(lora_a, lora_b, strict=True))
         if max(self._ranks) != self.rank:
             self._resize(max(self._ranks))
-            stale = list(slots)
+            stale = used
         for slot in stale:
             self._pack(slot)
             self._seen[slot] = version
@@ -109,6 +141,7 @@ class Packed:
         self.block = rank * len(lora_a)  # rows of one slot
         self.a = torch.zeros(self.slots * self.block, lora_a[0].shape[-1])
         self.b = [torch.zeros(self.slots * rank, width) for width in self.widths]
+        self._views: dict[tuple[int, int], tuple[torch.Tensor, list[torch.Tensor]]] = {}
         self._seen = [-1] * self.slots  # the version at which each slot was packed
         self._finite = [True] * self.slots
         self.finite = True  # all of them: zeros beside an infinity or a NaN would not be zeros in a wide product
@@ -180,13 +213,15 @@ class AdapterProduct(PunicaWrapperCPU):  # type: ignore[misc]
         packed = self._packed.get(id(lora_a_stacked))
         if packed is None:  # it keeps the tuple alive, so its id stays its own
             packed = self._packed[id(lora_a_stacked)] = Packed(lora_a_stacked, lora_b_stacked, output_slices)
-        packed.refresh(rows.used)
+        packed.refresh(rows)
         if packed.rank == 0:
             return
-        y, x = _flat(y), _flat(x).float()
-        span = rows.used[-1] - rows.used[0] + 1
-        if packed.finite and rows.count * span * packed.rank <= WIDE:
-            _add_wide(y, x, packed, rows, scale)
+        y, x = _flat(y), _flat(x)
+        if x.dtype != torch.float32:
+            x = x.float()
+        if packed.finite and rows.count * len(rows.used) * packed.rank <= WIDE:
+            for run in rows.runs:
+                _add_wide(y, x, packed, run, scale)
         else:
             _add_by_slot(y, x, packed, rows, scale)
 
@@ -246,34 +281,38 @@ class AdapterProduct(PunicaWrapperCPU):  # type: ignore[misc]
             column += width
 
 
-def _add_wide(y: torch.Tensor, x: torch.Tensor, packed: Packed, rows: Rows, scale: float) -> None:
-    """All slots from the first used to the last at once."""
-    first, last = rows.used[0], rows.used[-1] + 1
-    h = torch.nn.functional.linear(x, packed.a[first * packed.block : last * packed.block])
-    if rows.foreign is not None:
-        h.view(rows.count, -1, packed.block).masked_fill_(rows.foreign, 0.0)
-    _expand(y, h, packed, first, last, scale)
+def _add_wide(y: torch.Tensor, x: torch.Tensor, packed: Packed, run: Run, scale: float) -> None:
+    """All slots of a run at once."""
+    a, b = packed.factors(run.first, run.last)
+    h = x.mm(a)
+    if run.foreign is not None:
+        h.view(h.shape[0], -1, packed.block).masked_fill_(run.foreign, 0.0)
+    _expand(y, h, b, packed, scale)
 
 
 def _add_by_slot(y: torch.Tensor, x: torch.Tensor, packed: Packed, rows: Rows, scale: float) -> None:
     """Each slot on its own rows."""
     for slot in rows.used:
         of_slot = rows.of(slot)
-        h = torch.nn.functional.linear(x[of_slot], packed.a[slot * packed.block : (slot + 1) * packed.block])
+        a, b = packed.factors(slot, slot + 1)
         target = y[of_slot]  # a view, or a copy where the rows are apart
-        _expand(target, h, packed, slot, slot + 1, scale)
+        _expand(target, x[of_slot].mm(a), b, packed, scale)
         if not isinstance(of_slot, slice):
             y[of_slot] = target
 
 
-def _expand(y: torch.Tensor, h: torch.Tensor, packed: Packed, first: int, last: int, scale: float) -> None:
-    """y += scale · h·B, projection by projection: h is (T, slots from first to last · n · r)."""
-    n, column = len(packed.widths), 0
-    parts = h.view(h.shape[0], last - first, n, packed.rank).movedim(2, 0).reshape(n, h.shape[0], -1)
-    for part, b, width in zip(parts, packed.b, packed.widths, strict=True):
-        target = y if n == 1 else y[:, column : column + width]
-        _add_product(target, part, b[first * packed.rank : last * packed.rank], scale)
-        column += width
+def _expand(y: torch.Tensor, h: torch.Tensor, b: list[torch.Tensor], packed: Packed, scale: float) -> None:
+    """y += scale · h·B, projection by projection: h is (T, slots · n · r)."""
+    n, rank = len(b), packed.rank
+    if n == 1:
+        _add_product(y, h, b[0], scale)
+        return
+    if h.shape[1] == packed.block:
+        parts = h.split(rank, 1)
+    else:  # projection after projection
+        parts = h.view(h.shape[0], -1, n, rank).permute(2, 0, 1, 3).reshape(n, h.shape[0], -1).unbind()
+    for target, part, factor in zip(y.split(packed.widths, 1), parts, b, strict=True):
+        _add_product(target, part, factor, scale)
 
 
 def _add_stacked(
@@ -304,4 +343,4 @@ def _add_product(y: torch.Tensor, h: torch.Tensor, b: torch.Tensor, scale: float
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(-1, tensor.shape[-1])
+    return tensor if tensor.dim() == 2 else tensor.view(-1, tensor.shape[-1])
