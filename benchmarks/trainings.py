@@ -25,7 +25,6 @@ class Training:
 
     base: str
     data: Path
-    eval_data: Path | None = None  # ours only
     targets: tuple[str, ...] = LINEAR
     rank: int = 16
     alpha: int = 32
@@ -46,7 +45,6 @@ class Training:
         return {
             "base_model": self.base,
             "datasets": [{"path": str(self.data), "type": "chat_template"}],
-            "test_datasets": [{"path": str(self.eval_data), "type": "chat_template"}] if self.eval_data else None,
             "shuffle_merged_datasets": False,
             "adapter": "lora",
             "lora_r": self.rank,
@@ -79,7 +77,6 @@ class Trained:
     losses: tuple[float, ...]
     peak: int  # bytes, resident
     seconds: float  # of the whole process
-    eval_loss: float | None = None
 
     def speed(self, *, warmup: int) -> float:
         """Tokens a second after ``warmup`` steps."""
@@ -97,11 +94,10 @@ def run(side: str, training: Training, folder: Path) -> Trained:
         seconds, peak = _measured([sys.executable, "-m", "adapterhub.cli.main", "train", str(config)], folder)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         steps = [(line["seconds"], line["tokens"], line["loss"]) for line in lines if "loss" in line]
-        metrics = json.loads((out / "run.json").read_text())["lineage"]["metrics"]
         timed, losses = tuple((s, t) for s, t, _ in steps), tuple(loss for _, _, loss in steps)
-        return Trained(out / "adapter", timed, losses, peak, seconds, metrics.get("eval_loss"))
+        return Trained(out / "adapter", timed, losses, peak, seconds)
     settings = folder / "settings.json"
-    plain = asdict(training) | {"out": str(out), "data": str(training.data), "eval_data": None, "cpu": not gpu()}
+    plain = asdict(training) | {"out": str(out), "data": str(training.data), "cpu": not gpu()}
     settings.write_text(json.dumps(plain))
     seconds, peak = _measured([sys.executable, str(ROOT / "benchmarks" / "plain_trl.py"), str(settings)], folder)
     told = json.loads((out / "steps.json").read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,39 @@ import yaml
 
 from adapterhub.cli import output
 from adapterhub.cli.main import main
+from adapterhub.trainers import Prepared, Reading, Result, prepare, read_config, read_yaml, train
+from adapterhub.trainers.events import Listener, ignore
 
 RowsWriter = Callable[..., Path]
 ConfigWriter = Callable[..., Path]
+PAIRS = [
+    {"messages": [{"role": "user", "content": f"Say {i}."}], "chosen": f"Ahoy, {i}!", "rejected": f"Hi {i}, what?"}
+    for i in range(12)
+]
+# What everybody has, in Axolotl's words.
+SEED = """\
+base_model: {base}
+model_type: LlamaForCausalLM
+datasets:
+  - path: train.jsonl
+    type: sharegpt
+adapter: lora
+lora_r: 16
+lora_alpha: 32
+lora_dropout: 0.05
+lora_target_modules: [q_proj, v_proj]
+sequence_len: 2048
+train_on_inputs: false
+flash_attention: true
+bf16: true
+micro_batch_size: 2
+gradient_accumulation_steps: 8
+num_epochs: 3
+learning_rate: 0.0002
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+warmup_ratio: 0.05
+"""
 
 
 def chat(*texts: str, system: str | None = None) -> dict[str, Any]:
@@ -63,6 +93,18 @@ def write_config(tmp_path: Path, tiny_base: Path, write_rows: RowsWriter) -> Con
         return path
 
     return write
+
+
+def begin(config: Path, **changes: Any) -> tuple[Reading, Prepared]:
+    """A training that needs only its weights. ``changes``: of the config that was read."""
+    reading = read_config(read_yaml(config))
+    reading = replace(reading, config=replace(reading.config, **changes))
+    near = dict.fromkeys(("datasets", "test_datasets", "lora_model_dir"), config.parent)
+    return reading, prepare(reading.config, beside=near)
+
+
+def trained(config: Path, *, on_event: Listener = ignore, auto_batch: bool = False, **changes: Any) -> Result:
+    return train(*begin(config, **changes), on_event=on_event, auto_batch=auto_batch)
 
 
 @dataclass(frozen=True)

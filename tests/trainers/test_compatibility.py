@@ -14,6 +14,7 @@ from adapterhub.trainers.dialect import Machine, Reading, parse_yaml, read_confi
 from adapterhub.trainers.dialect.keys import known_keys
 from adapterhub.trainers.dialect.noted import ALSO_CALLED
 from adapterhub.trainers.labels import templates
+from tests.trainers.conftest import SEED
 
 FILES = sorted((Path(__file__).parent / "axolotl").glob("*.yml"))
 TYPO = "sft-qlora-falcon-typo.yml"
@@ -198,31 +199,6 @@ def test_every_named_template_writes_both_roles_and_its_own_tokens() -> None:
     for name, template in templates.NAMED.items():
         assert templates.known(name)
         assert all(token in template.text for token in template.tokens if "|user|" not in token), name
-
-
-SEED = """\
-base_model: {base}
-model_type: LlamaForCausalLM
-datasets:
-  - path: train.jsonl
-    type: sharegpt
-adapter: lora
-lora_r: 16
-lora_alpha: 32
-lora_dropout: 0.05
-lora_target_modules: [q_proj, v_proj]
-sequence_len: 2048
-train_on_inputs: false
-flash_attention: true
-bf16: true
-micro_batch_size: 2
-gradient_accumulation_steps: 8
-num_epochs: 3
-learning_rate: 0.0002
-optimizer: adamw_bnb_8bit
-lr_scheduler: cosine
-warmup_ratio: 0.05
-"""
 
 
 @pytest.mark.slow

@@ -13,31 +13,10 @@ from adapterhub.trainers.data.formats import FORMATS
 from adapterhub.trainers.dialect import Machine, Reading, parse_yaml, read_config, read_yaml
 from adapterhub.trainers.dialect.keys import KEYS, TYPES, UNSERVABLE, UNSUPPORTED
 from adapterhub.trainers.dialect.noted import NO_EFFECT
+from tests.trainers.conftest import SEED as CONFIG
 
 SMALLEST = "base_model: x\ndatasets: [{path: train.jsonl}]\n"
-SEED = """\
-base_model: meta-llama/Llama-2-7b-hf
-model_type: LlamaForCausalLM
-datasets:
-  - path: train.jsonl
-    type: sharegpt
-adapter: lora
-lora_r: 16
-lora_alpha: 32
-lora_dropout: 0.05
-lora_target_modules: [q_proj, v_proj]
-sequence_len: 2048
-train_on_inputs: false
-flash_attention: true
-bf16: true
-micro_batch_size: 2
-gradient_accumulation_steps: 8
-num_epochs: 3
-learning_rate: 2e-4
-optimizer: adamw_bnb_8bit
-lr_scheduler: cosine
-warmup_ratio: 0.05
-"""
+SEED = CONFIG.format(base="meta-llama/Llama-2-7b-hf")
 
 
 def read(text: str, *, gpu: bool = False, **options: Any) -> Reading:

@@ -9,26 +9,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
 
 from adapterhub.errors import RunFailed
-from adapterhub.trainers import prepare, read_config, read_run, read_yaml, resume, train
+from adapterhub.trainers import read_run, resume
 from adapterhub.trainers.events import Event, Step
-from adapterhub.trainers.run import Result
+from tests.trainers.conftest import trained
 
 pytestmark = pytest.mark.slow
 
 Writer = Callable[..., Path]
 TWO = {"adapterhub": {"name": "acme/support", "num_processes": 2}}
 KEYS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "bf16": False}
-
-
-def trained(config: Path, **options: Any) -> Result:
-    reading = read_config(read_yaml(config))
-    return train(reading, prepare(reading.config, beside={"datasets": config.parent}), **options)
 
 
 def losses(folder: Path) -> list[float]:

@@ -8,23 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adapterhub.errors import ConfigError, MissingDependency
-from adapterhub.trainers import parse_yaml, prepare, read_config, read_yaml, train
+from adapterhub.trainers import parse_yaml, read_config
 from adapterhub.trainers.onray import NOT_STARTED
-from adapterhub.trainers.run import Result
+from tests.trainers.conftest import trained
 
 Writer = Callable[..., Path]
 ON_RAY = {"use_ray": True, "ray_num_workers": 2, "resources_per_worker": {"CPU": 0.5}}
 SMALLEST = "base_model: x\ndatasets: [{path: train.jsonl}]\n"
-
-
-def trained(config: Path, **options: Any) -> Result:
-    reading = read_config(read_yaml(config))
-    return train(reading, prepare(reading.config, beside={"datasets": config.parent}), **options)
 
 
 def losses(folder: Path) -> list[float]:

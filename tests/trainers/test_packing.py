@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.trainers.labels.examples import IGNORED, Example
+from adapterhub.trainers.methods.blocks import takes_blocks, use_blocks
 from adapterhub.trainers.methods.packing import collator, packed_row, packs, tokens_in
 
 
@@ -50,6 +51,56 @@ def test_a_packed_batch_has_the_losses_of_its_rows_alone(tiny_base: Path, attent
         ]
     assert len(together) == sum(map(len, alone))
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "qwen3", "phi3"])
+def test_rows_in_one_without_a_mask_have_the_losses_and_gradients_that_they_have_alone(family: str) -> None:
+    """Of bases with a sliding window too, shorter than most rows."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=100, sliding_window=5, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    if not takes_blocks(model):
+        pytest.skip("a GPU has kernels of its own")
+    examples = [example(length, start) for start, length in enumerate((5, 11, 2, 8, 16))]
+    alone = [
+        _losses(model(input_ids=torch.tensor([e.input_ids])), {"labels": torch.tensor([e.labels])}) for e in examples
+    ]
+    torch.cat(alone).sum().backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    use_blocks(model)
+    batch = collator(pad=0, flat=True)([packed_row(examples[:2]), packed_row(examples[2:])])
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    together = _losses(model(**inputs, use_cache=False), batch)
+    together.sum().backward()
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close([parameter.grad for parameter in model.parameters()], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "why"), [("mamba", "a state"), ("gpt_neox_japanese", "attention of its own")])
+def test_a_base_whose_rows_would_see_each_other_keeps_its_own_way(family: str, why: str) -> None:
+    pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, hidden_size=32, num_hidden_layers=1, vocab_size=100)
+    assert not takes_blocks(AutoModelForCausalLM.from_config(config))
+
+
+def test_rows_that_are_laid_flat_predict_nothing_across_their_borders() -> None:
+    pytest.importorskip("torch")
+    rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7], "seq_lengths": [3]} for _ in range(2)]
+    batch = collator(pad=0, flat=True)(rows)
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7, IGNORED, 6, 7]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 6]
+    padded = collator(pad=0, flat=True)([{"input_ids": [5] * n, "labels": [5] * n} for n in (2, 3)])
+    assert padded["position_ids"].tolist() == [[0, 1, 0], [0, 1, 2]]
+    assert "cu_seq_lens_q" not in padded
 
 
 def _losses(output: Any, batch: dict[str, Any]) -> Any:

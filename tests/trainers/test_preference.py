@@ -17,10 +17,6 @@ from adapterhub import peftdir
 from adapterhub.errors import DataError
 from adapterhub.trainers import (
     Interrupted,
-    Prepared,
-    Reading,
-    Result,
-    prepare,
     read_config,
     read_run,
     read_yaml,
@@ -35,24 +31,11 @@ from adapterhub.trainers.methods.preference import mismatched
 from adapterhub.trainers.model import load_model
 from adapterhub.trainers.quiet import quiet
 from adapterhub.trainers.shortage import smaller_batch
+from tests.trainers.conftest import PAIRS, begin, trained
 
 pytestmark = pytest.mark.slow
 
 Writer = Callable[..., Path]
-PAIRS = [
-    {"messages": [{"role": "user", "content": f"Say {i}."}], "chosen": f"Ahoy, {i}!", "rejected": f"Hi {i}, what?"}
-    for i in range(12)
-]
-
-
-def begin(config: Path, **changes: Any) -> tuple[Reading, Prepared]:
-    reading = read_config(read_yaml(config))
-    reading = replace(reading, config=replace(reading.config, **changes))
-    return reading, prepare(reading.config, beside={"datasets": config.parent, "test_datasets": config.parent})
-
-
-def trained(config: Path, **changes: Any) -> Result:
-    return train(*begin(config, **changes))
 
 
 def lines(folder: Path, key: str = "loss") -> list[float]:
@@ -153,10 +136,20 @@ def test_a_method_learns_and_says_what_it_learnt(method: str, write_config: Writ
     assert result.to_json()["eval_reward_margin"] == evaluation["eval_reward_margin"]
 
 
-@pytest.mark.parametrize("method", ["dpo", "simpo"])
+@pytest.mark.parametrize("method", ["dpo", "ipo", "kto", "orpo", "simpo"])
 def test_a_4_bit_base_is_compared_on_and_its_adapter_keeps_its_precision(method: str, write_config: Writer) -> None:
-    result = trained(write_config(rows=PAIRS, rl=method, adapter="qlora", load_in_4bit=True, max_steps=2))
+    result = trained(write_config(rows=PAIRS, rl=method, adapter="qlora", load_in_4bit=True, max_steps=4))
     assert peftdir.read(result.adapter).shape.dtype == "F32"
+    found = lines(result.folder)
+    assert len(found) == 4
+    assert found[-1] < found[0]
+
+
+def test_an_8_bit_base_is_compared_on(write_config: Writer) -> None:
+    result = trained(write_config(rows=PAIRS, rl="dpo", load_in_8bit=True, max_steps=4))
+    found = lines(result.folder)
+    assert found[0] == pytest.approx(0.6931, abs=0.02)  # the adapter has changed nothing yet
+    assert found[-1] < found[0]
 
 
 def test_the_reference_can_be_computed_before_the_first_step(write_config: Writer, tmp_path: Path) -> None:

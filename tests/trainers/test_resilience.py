@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from adapterhub.errors import ConfigError, MissingDependency, RunFailed
-from adapterhub.trainers import prepare, read_config, read_run, read_yaml, resume, train
+from adapterhub.trainers import read_run, resume
 from adapterhub.trainers.events import Event, Stage
-from adapterhub.trainers.run import Result
 from adapterhub.trainers.shortage import OutOfMemory
+from tests.trainers.conftest import PAIRS, trained
 
 pytestmark = pytest.mark.slow
 
@@ -37,12 +37,6 @@ train(reading, prepare(reading.config, beside={"datasets": config.parent}), on_e
 """
 
 
-def trained(config: Path, **options: Any) -> Result:
-    reading = read_config(read_yaml(config))
-    beside = {"datasets": config.parent, "test_datasets": config.parent}
-    return train(reading, prepare(reading.config, beside=beside), **options)
-
-
 def losses(folder: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
@@ -52,8 +46,12 @@ def adapter(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_killed_run_goes_on_with_the_same_loss_curve(write_config: Writer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [None, "dpo"])
+def test_a_killed_run_goes_on_with_the_same_loss_curve(
+    method: str | None, write_config: Writer, tmp_path: Path
+) -> None:
     keys = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lora_dropout": 0.1}
+    keys |= {"rl": method, "rows": PAIRS} if method else {}
     config = write_config(**keys, output_dir=str(tmp_path / "killed"))
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
     died = subprocess.run([sys.executable, "-c", KILLED, config], env=environment, capture_output=True, timeout=600)
@@ -68,16 +66,16 @@ def test_a_killed_run_goes_on_with_the_same_loss_curve(write_config: Writer, tmp
 
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device on which the model finds no room for more than two rows."""
+    """A device on which the model finds no room for more than two rows, side by side or one behind the other."""
     import torch
     from transformers import LlamaForCausalLM
 
     forward = LlamaForCausalLM.forward
 
-    def cramped(self: Any, input_ids: Any = None, **options: Any) -> Any:
-        if len(input_ids) > 2:
+    def cramped(self: Any, input_ids: Any = None, cu_seq_lens_q: Any = None, **options: Any) -> Any:
+        if (len(input_ids) if cu_seq_lens_q is None else len(cu_seq_lens_q) - 1) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(self, input_ids=input_ids, **options)
+        return forward(self, input_ids=input_ids, cu_seq_lens_q=cu_seq_lens_q, **options)
 
     cramped.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
     monkeypatch.setattr(LlamaForCausalLM, "forward", cramped)

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,16 @@ from adapterhub.errors import AlreadyExists, DataError, NotFound, RunFailed
 from adapterhub.runrecord import RunRecord
 from adapterhub.trainers import (
     Interrupted,
-    Prepared,
-    Reading,
-    Result,
-    prepare,
-    read_config,
     read_run,
-    read_yaml,
     resume,
     train,
 )
 from adapterhub.trainers.events import Evaluated, Event, Started, Step
+from tests.trainers.conftest import begin, trained
 
 pytestmark = pytest.mark.slow
 
 Writer = Callable[..., Path]
-
-
-def begin(config: Path, **changes: Any) -> tuple[Reading, Prepared]:
-    reading = read_config(read_yaml(config))
-    reading = replace(reading, config=replace(reading.config, **changes))
-    return reading, prepare(reading.config, beside={"datasets": config.parent, "test_datasets": config.parent})
-
-
-def trained(config: Path, **changes: Any) -> Result:
-    return train(*begin(config, **changes))
 
 
 def weights(folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +17,16 @@ from adapterhub import peftdir
 from adapterhub.errors import AdapterError, BaseMismatch, ConfigError, NotFound
 from adapterhub.trainers import (
     Interrupted,
-    Prepared,
-    Reading,
-    Result,
-    prepare,
-    read_config,
     read_run,
-    read_yaml,
     resume,
     train,
 )
 from adapterhub.trainers.events import Event, Step
+from tests.trainers.conftest import PAIRS, begin, trained
 
 Writer = Callable[..., Path]
 Factory = Callable[..., Path]
 Ah = Callable[..., Any]
-PAIRS = [
-    {"messages": [{"role": "user", "content": f"Say {i}."}], "chosen": f"Ahoy, {i}!", "rejected": f"Hi {i}, what?"}
-    for i in range(12)
-]
-
-
-def begin(config: Path, **changes: Any) -> tuple[Reading, Prepared]:
-    reading = read_config(read_yaml(config))
-    reading = replace(reading, config=replace(reading.config, **changes))
-    return reading, prepare(reading.config, beside={"datasets": config.parent, "lora_model_dir": config.parent})
-
-
-def trained(config: Path, **changes: Any) -> Result:
-    return train(*begin(config, **changes))
 
 
 def losses(folder: Path) -> list[float]:

@@ -53,12 +53,19 @@ def _attention_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tu
     return ("honoured", used) if same else ("approximated", "sdpa: the same attention; this machine has no GPU")
 
 
-def _precision_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
-    if value is False:
-        return "honoured", "off"
-    if machine.gpu:
-        return "honoured", shown(value)
-    return "approximated", "float32: this machine has no GPU"
+def _of_gpus(otherwise: tuple[Kind, str]) -> Rule:
+    """What only a GPU has; ``otherwise`` is what becomes of it elsewhere."""
+
+    def rule(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
+        if value is False:
+            return "honoured", "off"
+        return ("honoured", shown(value)) if machine.gpu else otherwise
+
+    return rule
+
+
+_precision_fate = _of_gpus(("approximated", "float32: this machine has no GPU"))
+_sharding_fate = _of_gpus(("without effect", "it shards a model over GPUs, and this machine has none"))
 
 
 def _bfloat16_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
@@ -208,14 +215,6 @@ def _bits_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[K
 def _batch_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
     micro = read.get("micro_batch_size", 1)
     return "honoured", f"{value}: gradient_accumulation_steps is {max(1, value // micro)}"
-
-
-def _sharding_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:
-    if value is False:
-        return "honoured", "off"
-    if machine.gpu:
-        return "honoured", shown(value)
-    return "without effect", "it shards a model over GPUs, and this machine has none"
 
 
 def _ray_fate(value: Any, read: Mapping[str, Any], machine: Machine) -> tuple[Kind, str]:

@@ -1,13 +1,14 @@
 """Packing: several short rows in one of at most ``sequence_len`` tokens, each blind to the others.
 
-What keeps them apart are the positions, which begin again at 0 with each row: without an attention mask transformers
-makes a mask of blocks from them (`find_packed_sequence_indices`). The first token of a row is never a label, because
-the token before it is another row's.
+What keeps them apart are the positions, which begin again at 0 with each row: flash attention finds the rows by them,
+and for other kinds transformers makes a mask of blocks from them (`find_packed_sequence_indices`), unless `blocks` is
+told where the rows begin. The first token of a row is never a label, because the token before it is another row's.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,19 +42,26 @@ def packed_row(examples: Sequence[Example]) -> dict[str, list[int]]:
 
 
 def collator(*, pad: int, flat: bool) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
-    """Packed rows → a batch, without an attention mask.
+    """Packed rows → a batch, without an attention mask. A row without ``seq_lengths`` is one of its own.
 
     Args:
-        flat: all in one row of shape (1, tokens): flash attention knows blocks in one row only. Otherwise (rows,
+        flat: those with ``seq_lengths`` all in one row of shape (1, tokens), and ``cu_seq_lens_q`` to say where the
+            rows in it begin: flash attention knows blocks in one row only, and so does `blocks`. Otherwise (rows,
             longest): the other kinds compute all pairs of a row. What fills a row up stands after all that is trained
             on, so nothing sees it; its positions are 0.
     """
     import torch
 
     def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        if flat:
+        more = {}
+        if flat and "seq_lengths" in rows[0]:
             rows = [{key: [value for row in rows for value in row[key]] for key in rows[0]}]
-        positions = [[i for length in row["seq_lengths"] for i in range(length)] for row in rows]
+            begins = [0, *itertools.accumulate(rows[0]["seq_lengths"])]
+            for begin in begins[:-1]:
+                rows[0]["labels"][begin] = IGNORED
+            more = {"cu_seq_lens_q": torch.tensor(begins, dtype=torch.int32)}
+        lengths = [row.get("seq_lengths") or [len(row["input_ids"])] for row in rows]
+        positions = [[i for length in together for i in range(length)] for together in lengths]
         columns = [(row["input_ids"], row["labels"], at) for row, at in zip(rows, positions, strict=True)]
         longest = max(len(ids) for ids, _, _ in columns)
         filled = [
@@ -61,7 +69,7 @@ def collator(*, pad: int, flat: bool) -> Callable[[Sequence[Mapping[str, Any]]],
             for row in columns
         ]
         ids, labels, at = (torch.tensor(column) for column in zip(*filled, strict=True))
-        return {"input_ids": ids, "labels": labels, "position_ids": at}
+        return {"input_ids": ids, "labels": labels, "position_ids": at, **more}
 
     return collate
 

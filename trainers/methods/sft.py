@@ -2,7 +2,7 @@
 
 The rows come with ids and labels, so TRL tokenises and masks nothing. On CPU the loss is computed for the trained
 positions only (`_trainer_class`): the vocabulary product is a fifth of a small model's work, and most of a chat row
-is prompt.
+is prompt. Where the base can, the rows of a batch stand behind each other there, without padding (`blocks`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from adapterhub.trainers.labels.examples import Examples
 from adapterhub.trainers.methods.behaviour import Behaviour
+from adapterhub.trainers.methods.blocks import takes_blocks, use_blocks
 from adapterhub.trainers.methods.packing import collator, packed_row, packs, tokens_in
 from adapterhub.trainers.model import new_adapter
 from adapterhub.trainers.prepare import Prepared
@@ -23,13 +24,18 @@ def sft_trainer(prepared: Prepared, *, model: Any, arguments: Mapping[str, Any],
 
     config, tokenizer = prepared.config, prepared.tokenizer
     evaluation = prepared.evaluation.examples if prepared.evaluation else None
-    flat = config.attn_implementation.startswith("flash")
+    packing, pad = config.sample_packing, tokenizer.pad_token_id
+    blocks = takes_blocks(model) and (packing or not config.neftune_noise_alpha)  # its noise goes by a row's length
+    if blocks:
+        use_blocks(model)
+    flash = packing and config.attn_implementation.startswith("flash")
     trainer = _trainer_class()(
         model=model,
         args=SFTConfig(**arguments, max_length=None, packing=False, shuffle_dataset=False),
-        train_dataset=_packed(prepared) if config.sample_packing else _dataset(prepared.train.examples),
-        eval_dataset=_dataset(evaluation, lengths=config.sample_packing) if evaluation else None,
-        data_collator=collator(pad=tokenizer.pad_token_id, flat=flat) if config.sample_packing else None,
+        train_dataset=_packed(prepared) if packing else _dataset(prepared.train.examples, lengths=blocks),
+        # With lengths its batches would be flat, and each count once in the mean, however many rows it has.
+        eval_dataset=_dataset(evaluation, lengths=flash) if evaluation else None,
+        data_collator=collator(pad=pad, flat=blocks or flash) if blocks or packing else None,
         processing_class=tokenizer,
         peft_config=new_adapter(prepared),
         callbacks=list(callbacks),
@@ -39,7 +45,7 @@ def sft_trainer(prepared: Prepared, *, model: Any, arguments: Mapping[str, Any],
 
 
 def _dataset(examples: Examples, *, lengths: bool = False) -> Any:
-    """``lengths``: of each row too, for the collator of packed rows."""
+    """``lengths``: of each row too, for a flat batch."""
     import pyarrow as pa
     from datasets import Dataset
 
