@@ -5,8 +5,8 @@
     main              the same files once more, unless a newer version is there
 
 Killed before the tag, a publish leaves a staging branch that nobody reads, and that a later publish of the adapter
-removes after a week; one that was paused for so long is told to start over. Every commit has the record in it, so none
-is empty, and a reply that was lost is known by the record's publish id.
+or `ah gc` removes after a week; one that was paused for so long is told to start over. Every commit has the record in
+it, so none is empty, and a reply that was lost is known by the record's publish id.
 """
 
 from __future__ import annotations
@@ -126,16 +126,20 @@ class HubPublisher:
                 )
             self._hub.create_branch(repo, layout.LOG_BRANCH, refs.branches[layout.MAIN])
         self._check_owner(repo, name, refs.branches[layout.MAIN])
-        self._sweep(repo, refs.branches)
+        for branch in abandoned(refs.branches):
+            self._clear(repo, branch)
         return refs.branches[layout.MAIN]
 
-    def _sweep(self, repo: str, branches: Iterable[str]) -> None:
-        """Remove the branches of publishes that were killed long ago."""
-        horizon = (time.time() - _ABANDONED) * 1000
-        for branch in branches:
-            began = layout.staged_at(branch)
-            if began is not None and began < horizon:
-                self._clear(repo, branch)
+    def sweep(self, name: AdapterName, *, dry_run: bool) -> int:
+        """Remove the branches of publishes that were killed long ago; how many there were."""
+        repo = layout.repository(self._hub.org, name)
+        try:
+            left = abandoned(self._hub.refs(repo).branches)
+        except NoRepository:
+            return 0  # deleted since it was listed
+        for branch in () if dry_run else left:
+            self._hub.delete_branch(repo, branch)
+        return len(left)
 
     def _check_owner(self, repo: str, name: AdapterName, commit: str) -> None:
         """Raises IntegrityError for the repository of another adapter, StorageError for one that was renamed."""
@@ -244,6 +248,13 @@ class HubPublisher:
 
     def _pause(self, attempt: int) -> None:
         self._hub.wait(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)))  # noqa: S311 - jitter
+
+
+def abandoned(branches: Iterable[str]) -> list[str]:
+    """Those of publishes that began so long ago that they were killed, or start over."""
+    horizon = (time.time() - _ABANDONED) * 1000
+    began = {branch: layout.staged_at(branch) for branch in branches}
+    return [branch for branch, then in began.items() if then is not None and then < horizon]
 
 
 def prepare(draft: Draft) -> Prepared:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,6 +89,18 @@ class HubRegistry:
         return self._publisher.publish(
             draft, name=name, author=author, labels=labels or {}, number=number, progress=progress
         )
+
+    def sweep(self, tenants: Collection[str] | None = None, *, dry_run: bool = False) -> int:
+        """Remove the branches that publishes left which were killed more than a week ago; how many there were.
+
+        Raises NotFound for a tenant without a repository.
+        """
+        names = self._look.names()
+        known = {name.tenant for name in names}
+        if strange := [tenant for tenant in tenants or () if tenant not in known]:
+            raise NotFound(f"there is no tenant {strange[0]!r} in {self.url}", hint="ah ls")
+        chosen = [name for name in names if tenants is None or name.tenant in tenants]
+        return sum(side_by_side(lambda name: self._publisher.sweep(name, dry_run=dry_run), chosen))
 
     # ── read ─────────────────────────────────────────────────────────────────────────────────────────────────
 

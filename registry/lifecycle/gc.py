@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from adapterhub.errors import NotFound, Unsupported
 from adapterhub.manifest import Record
@@ -81,16 +82,12 @@ def collect(
     ``forget`` is the id of a publish whose machine is known to be dead, and which is not waited for any more.
 
     Raises:
-        Unsupported: a kind of registry whose bytes are kept by somebody else.
+        Unsupported: a kind of registry that cannot be collected, or keeps no intents that could be forgotten.
         NotFound: a tenant, or the publish to forget, that is not there.
         IntegrityError: a record or an intent that cannot be read; nothing of its tenant is deleted then.
     """
     if not isinstance(registry, ObjectRegistry):
-        raise Unsupported(
-            f"{registry.url} cannot be collected",
-            why="the Hub keeps the history of each repository, with the bytes of its deleted versions",
-            hint="delete the whole tenant: ah delete-tenant TENANT; or single files in a repository's settings there",
-        )
+        return _sweep(registry, tenants, dry_run=dry_run, forget=forget)
     patience, store = patience or Patience(), registry.store
     known = sorted({*store.folders(layout.TENANTS), *tombstones.all_of(store)})
     wanted = known if tenants is None else list(tenants)
@@ -107,6 +104,29 @@ def collect(
     report.unfinished = store.sweep(older_than=patience.upload, dry_run=dry_run)
     report.blobs.sort(key=lambda blob: (bool(blob.pinned_by), blob.tenant, -blob.size))
     return report
+
+
+@runtime_checkable
+class Swept(Protocol):
+    """A registry whose bytes are kept by somebody else: only what killed publishes left goes."""
+
+    def sweep(self, tenants: Collection[str] | None = None, *, dry_run: bool = False) -> int:
+        """How many unfinished publishes were removed, or would be."""
+
+
+def _sweep(registry: Registry, tenants: Iterable[str] | None, *, dry_run: bool, forget: str) -> Report:
+    if not isinstance(registry, Swept) or forget:
+        raise Unsupported(
+            f"{registry.url} waits for no publish" if forget else f"{registry.url} cannot be collected",
+            why="what a killed publish left on the Hub goes after a week",
+            hint="ah gc",
+        )
+    unfinished = registry.sweep(None if tenants is None else list(tenants), dry_run=dry_run)
+    kept = (
+        "the Hub keeps the bytes of deleted versions in the history of each repository; "
+        "`ah delete-tenant` removes whole repositories"
+    )
+    return Report(unfinished=unfinished, notes=[kept])
 
 
 class _Tenant:

@@ -159,6 +159,16 @@ def test_a_hub_that_says_no(
     assert not Path("out").exists()
 
 
+def test_what_a_killed_publish_left_goes(ah: Ah, adapter: Path, on_the_hub: Any) -> None:
+    assert ah("publish", adapter, "--name", "acme/support", *HUB).code == 0
+    branches = on_the_hub.repositories[REPO].branches
+    left = f"ah-staging-{1_700_000_000_000}-{'a' * 32}"
+    branches[left] = branches["main"]
+    done = ah("gc", *HUB)
+    assert done.code == 0 and "1 unfinished writes" in done.err and "the Hub keeps the bytes" in done.err
+    assert left not in branches
+
+
 def test_a_gitignore_hides_no_file_of_a_version(ah: Ah, adapter: Path, on_the_hub: Any) -> None:
     on_the_hub.create(REPO)
     on_the_hub.put(REPO, "main", **{".gitignore": b"*.safetensors\n"})

@@ -240,8 +240,13 @@ def test_the_hub_keeps_its_bytes_itself(hub_server: Any, request: pytest.Fixture
     from adapterhub.registry.hub.registry import HubRegistry
 
     hub = HubRegistry("acme-models", endpoint=hub_server.endpoint, token="hf_writer")
-    with pytest.raises(Unsupported, match="cannot be collected"):
-        collect(hub)
+    report = collect(hub)
+    assert (report.freed, report.unfinished) == (0, 0)
+    assert "keeps the bytes" in report.notes[0]
+    with pytest.raises(Unsupported, match="waits for no publish"):
+        collect(hub, forget="a" * 32)
+    with pytest.raises(NotFound, match="no tenant 'nobody'"):
+        collect(hub, ["nobody"])
 
 
 # ── tenants that were deleted ────────────────────────────────────────────────────────────────────────────────────

@@ -32,6 +32,7 @@ from adapterhub.registry.hub.client import Hub
 from adapterhub.registry.hub.errors import Busy
 from adapterhub.registry.hub.publish import HubPublisher
 from adapterhub.registry.hub.registry import HubRegistry
+from adapterhub.registry.lifecycle.gc import collect
 
 Drafts = Callable[..., Draft]
 REPO = "acme-models/acme.support"
@@ -181,6 +182,12 @@ def test_branches_of_publishes_that_were_killed_long_ago_go(
     foreign = "ah-staging-of-ours"
     for branch in (old, young, foreign):
         branches[branch] = branches["main"]
+    for dry_run in (True, False):
+        assert old in branches
+        assert collect(hub, ["acme"], dry_run=dry_run).unfinished == 1
+    assert set(branches) == {"main", "ah-channels", young, foreign}
+    assert collect(hub).unfinished == 0
+    branches[old] = branches["main"]
     hub.publish(new_draft(), name=name, author="ana")
     assert set(branches) == {"main", "ah-channels", young, foreign}
 
