@@ -16,6 +16,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from random import Random
 from typing import Any, BinaryIO
 
@@ -60,8 +61,9 @@ class Process(MemoryStore):
     def __init__(self, name: str, shared: Shared, work: Work) -> None:
         super().__init__()
         self._shared = shared
-        self._turn = threading.Semaphore(0)
-        self._paused = threading.Semaphore(0)
+        self._turn, self._paused = threading.Lock(), threading.Lock()  # handed over: cheaper than semaphores
+        self._turn.acquire()
+        self._paused.acquire()
         self._over = False
         self.seen: list[object] = []
         self.alive = True
@@ -220,9 +222,12 @@ class Explorer:
         return not known
 
 
+record_of = lru_cache(maxsize=64)(Record.from_bytes)  # a record is looked at after each step, and never changes
+
+
 def versions_are_whole(shared: Shared, processes: list[Process]) -> None:
     for key in [key for key in shared._values if is_record(key)]:
-        record = Record.from_bytes(shared._values[key])
+        record = record_of(shared._values[key])
         if shared.keys(layout.status_changes(record.name, record.version)):
             continue  # deleted
         for file in record.manifest.files:
