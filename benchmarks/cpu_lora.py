@@ -7,7 +7,10 @@
 Ours is `ah serve`, all of it; the peer is the same vLLM with its own LoRA product. Both are shown as a share of vLLM
 with LoRA off, which may compile the model: with LoRA on, vLLM does not on CPU.
 
-    python benchmarks/cpu_lora.py [--base DIR] [--dtype float32]
+    python benchmarks/cpu_lora.py [--base DIR] [--dtype float32] [--sides off,stock,ours,room] [--turns 1]
+
+Fewer sides give the rows that can be told from them. With several turns each side is started as often, in turn, and
+its better figures count.
 """
 
 from __future__ import annotations
@@ -43,27 +46,59 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--base", type=Path, default=Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--sides", default=",".join(SIDES), help="which of %(default)s")
+    parser.add_argument("--turns", type=int, default=1)
     options = parser.parse_args()
+    sides = options.sides.split(",")
+    if unknown := set(sides) - set(SIDES):
+        parser.error(f"no such side: {', '.join(sorted(unknown))}")
+    best: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder, base = Path(name), find_base(str(options.base))
         paths = [write_adapter(folder / name.tenant, base, seed=n) for n, name in enumerate(NAMES)]
-        with stock(folder, options.base, dtype=options.dtype, adapters={}) as http:
-            off = decode(http, ["base"])
-            print(f"LoRA off: {off:.0f}", file=sys.stderr)
-        adapters = {name.tenant: path for name, path in zip(NAMES, paths, strict=True)}
-        with stock(folder, options.base, dtype=options.dtype, adapters=adapters) as http:
-            peer = measured(http, list(adapters))
-            print(f"stock: {peer}", file=sys.stderr)
-        with ours(folder, base, paths, dtype=options.dtype) as http:
-            own = measured(http, [str(name) for name in NAMES])
-            print(f"ours: {own}", file=sys.stderr)
-        room = []
-        for slots, rank in ((1, None), (16, 64)):
-            with ours(folder, base, paths[:1], dtype=options.dtype, max_loras=slots, max_lora_rank=rank) as http:
-                room.append(decode(http, [str(NAMES[0])]))
-        print(f"room: {room}", file=sys.stderr)
-    print(json.dumps({"rows": list(rows(own, peer, off, room, dtype=options.dtype))}))
+        for _ in range(options.turns):
+            for side in sides:
+                speeds = SIDES[side](folder, base, paths, options.dtype)
+                print(f"{side}: {speeds}", file=sys.stderr)
+                known = best.setdefault(side, speeds)
+                best[side] = {what: max(known[what], speed) for what, speed in speeds.items()}
+    print(json.dumps({"rows": list(rows(best, dtype=options.dtype))}))
     return 0
+
+
+Speeds = dict[str, float]  # tokens/s of each thing measured
+
+
+def with_lora_off(folder: Path, base: BaseModel, paths: Sequence[Path], dtype: str) -> Speeds:
+    with stock(folder, base.path, dtype=dtype, adapters={}) as http:
+        return {"decode": decode(http, ["base"])}
+
+
+def with_stock(folder: Path, base: BaseModel, paths: Sequence[Path], dtype: str) -> Speeds:
+    adapters = {name.tenant: path for name, path in zip(NAMES, paths, strict=True)}
+    with stock(folder, base.path, dtype=dtype, adapters=adapters) as http:
+        return measured(http, list(adapters))
+
+
+def with_ours(folder: Path, base: BaseModel, paths: Sequence[Path], dtype: str) -> Speeds:
+    with ours(folder, base, paths, dtype=dtype) as http:
+        return measured(http, [str(name) for name in NAMES])
+
+
+def with_room(folder: Path, base: BaseModel, paths: Sequence[Path], dtype: str) -> Speeds:
+    speeds = {}
+    for what, slots, rank in (("narrow", 1, None), ("wide", 16, 64)):
+        with ours(folder, base, paths[:1], dtype=dtype, max_loras=slots, max_lora_rank=rank) as http:
+            speeds[what] = decode(http, [str(NAMES[0])])
+    return speeds
+
+
+SIDES: dict[str, Callable[[Path, BaseModel, Sequence[Path], str], Speeds]] = {
+    "off": with_lora_off,
+    "stock": with_stock,
+    "ours": with_ours,
+    "room": with_room,
+}
 
 
 @contextmanager
@@ -85,25 +120,28 @@ def ours(
             yield server.http
 
 
-def rows(
-    own: dict[str, float], peer: dict[str, float], off: float, room: list[float], *, dtype: str
-) -> Iterator[dict[str, object]]:
+def rows(best: dict[str, Speeds], *, dtype: str) -> Iterator[dict[str, object]]:
+    """``best`` by side. What was not measured is left out."""
     title = f"LoRA on CPU, {dtype}, {CLIENTS} clients"
-    for what, used in USED.items():
-        value, beside = own[what], peer[what]
-        bar = f">= {OF_STOCK} of stock, >= {OF_OFF} of LoRA off" if used else f">= {BASE_OF_OFF} of LoRA off"
-        met = value >= OF_STOCK * beside and value >= OF_OFF * off if used else value >= BASE_OF_OFF * off
-        shares = {"off": round(off, 1), "of_off": round(value / off, 2)}
-        yield row(f"{title}, {what}", value, beside, bar, met) | shares
-    value, beside = own["prefill"], peer["prefill"]
-    bar = f">= {PREFILL_OF_STOCK} of stock"
-    yield row(f"{title}, prompts of {PROMPT} tokens", value, beside, bar, value >= PREFILL_OF_STOCK * beside)
-    narrow, wide = room
-    met = wide >= ROOM * narrow
-    yield row(f"{title}, 16 slots of rank 64 against one slot", wide, narrow, f">= {ROOM} of one slot", met)
+    own, peer = best.get("ours", {}), best.get("stock", {})
+    if "off" in best:
+        off = best["off"]["decode"]
+        for what, used in USED.items():
+            share = OF_OFF if used else BASE_OF_OFF
+            if value := own.get(what):
+                yield row(f"{title}, {what}, of LoRA off", value, off, f">= {share}", share)
+    for what in ("one adapter", "four adapters"):
+        if (value := own.get(what)) and (beside := peer.get(what)):
+            yield row(f"{title}, {what}, of stock", value, beside, f">= {OF_STOCK}", OF_STOCK)
+    if (value := own.get("prefill")) and (beside := peer.get("prefill")):
+        bar = f">= {PREFILL_OF_STOCK} of stock"
+        yield row(f"{title}, prompts of {PROMPT} tokens", value, beside, bar, PREFILL_OF_STOCK)
+    if "room" in best:
+        narrow, wide = best["room"]["narrow"], best["room"]["wide"]
+        yield row(f"{title}, 16 slots of rank 64 against one slot", wide, narrow, f">= {ROOM}", ROOM)
 
 
-def row(name: str, value: float, beside: float, bar: str, met: bool) -> dict[str, object]:
+def row(name: str, value: float, beside: float, bar: str, least: float) -> dict[str, object]:
     return {
         "name": name,
         "ours": round(value, 1),
@@ -112,7 +150,7 @@ def row(name: str, value: float, beside: float, bar: str, met: bool) -> dict[str
         "unit": "tokens/s",
         "machine": machine(),
         "bar": bar,
-        "met": met,
+        "met": value >= least * beside,
     }
 
 

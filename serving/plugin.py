@@ -1,6 +1,6 @@
-"""vLLM's entry points. With `entry`, `resolver`, `selftest` and `cpu_lora` the only files that import vllm.
+"""vLLM's entry points. With `entry`, `resolver`, `selftest` and `cpu_*` the only files that import vllm.
 
-    vllm.general_plugins   register()    in every process: our resolver, and the LoRA product on CPU
+    vllm.general_plugins   register()    in every process: our resolver; on CPU the LoRA product and norms
     vllm.endpoint_plugins  Endpoints()   in the API server: our routes, then the replica behind them
 
 Inert unless ``ADAPTERHUB_SERVE=1``. With it, a server that is not protected does not start: vLLM logs a plug-in that
@@ -42,10 +42,11 @@ def register() -> None:
     if ServeConfig.from_env() is None:
         return
     from adapterhub.serving.adapters import resolver
-    from adapterhub.serving.engine import cpu_lora
+    from adapterhub.serving.engine import cpu_lora, cpu_norms
 
     resolver.register()
     cpu_lora.install()
+    cpu_norms.install()
 
 
 class Endpoints:
