@@ -16,7 +16,7 @@ from typing import Any
 
 from adapterhub.errors import Unsupported
 from adapterhub.export.files import read_at
-from adapterhub.export.layout import BLOCK, Delta, Operation, Rows, Tokens
+from adapterhub.export.layout import BLOCK, WIDTH, Delta, Operation, Rows, Tokens
 from adapterhub.export.unpack import read_rows
 from adapterhub.peftdir import Factor, Tensor
 
@@ -142,11 +142,8 @@ def _set_tokens(block: Any, rows: Rows, tokens: Tokens) -> None:
             block[at] = values[i]
 
 
-def rewrite(rows: Rows, delta: Product | None) -> memoryview:
-    """The new bytes of a block; they lie in this thread's buffers, and stay until its next block.
-
-    Raises Unsupported where float16 cannot hold a value.
-    """
+def values(rows: Rows, delta: Product | None) -> Any:
+    """The new values of a block, float32, (elements,). They lie in this thread's buffers, until its next block."""
     import torch
 
     block = _sum(rows, delta)
@@ -155,17 +152,34 @@ def rewrite(rows: Rows, delta: Product | None) -> memoryview:
         block *= _gains(delta.lengths[rows.first : rows.last].double(), norms, rows.operation)[:, None]
     if delta is not None and delta.gains is not None:
         block *= delta.gains
-    wide = block.view(-1)
-    new = wide
-    if rows.operation.dtype != "F32":
-        new = _room("narrow", 2 * rows.elements).view(torch_dtype(rows.operation.dtype)).copy_(wide)
-    if new.dtype == torch.float16 and bool(new.isinf().any()) and not bool(block.isinf().any()):
+    return block.view(-1)
+
+
+def store(values: Any, operation: Operation, *, begin: int, into: memoryview) -> None:
+    """Round values once, to the operation's dtype, and fill ``into``, which begins at that byte of theirs.
+
+    Raises Unsupported where float16 cannot hold a value.
+    """
+    import torch
+
+    new = torch.frombuffer(into, dtype=torch_dtype(operation.dtype))
+    first = begin // new.itemsize
+    wide = values[first : first + len(new)]
+    new.copy_(wide)
+    if new.dtype == torch.float16 and bool(new.isinf().any()) and not bool(wide.isinf().any()):
         raise Unsupported(
-            f"{rows.operation.source.name} does not fit float16",
-            why=f"it holds {float(block.abs().max()):.3g}, float16 ends at 65504",
+            f"{operation.source.name} does not fit float16",
+            why=f"it holds {float(wide.abs().max()):.3g}, float16 ends at 65504",
             hint="export with --dtype bfloat16 or float32",
         )
-    return memoryview(new.view(torch.uint8).numpy())
+
+
+def rewrite(rows: Rows, delta: Product | None) -> memoryview:
+    """The new bytes of a block, in this thread's buffers like `values`. Raises as `store`."""
+    width = WIDTH[rows.operation.dtype]
+    new = memoryview(_room("narrow", width * rows.elements).numpy()).cast("B")
+    store(values(rows, delta), rows.operation, begin=0, into=new)
+    return new
 
 
 class _Rooms(threading.local):

@@ -1,11 +1,10 @@
-"""Bytes at an offset, read, written and copied whole; and what makes them survive a crash.
+"""Bytes at an offset, read and written whole; and what makes them survive a crash.
 
 Handles are opened per call and seek: no shared position between threads, and no call that only some systems have.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from contextlib import suppress
@@ -14,9 +13,7 @@ from typing import BinaryIO
 
 from adapterhub.errors import StorageError
 
-_CHUNK = 4 * 2**20  # bytes
 _FICLONE = 0x40049409  # ioctl of linux/fs.h
-_CANNOT_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
 
 
 def read_at(path: Path, offset: int, length: int) -> bytearray:
@@ -36,17 +33,6 @@ def write_at(path: Path, offset: int, data: memoryview | bytes) -> None:
     """Write into a file that exists."""
     with path.open("r+b", buffering=0) as file:
         _write(file, offset, memoryview(data))
-
-
-def copy_range(source: Path, start: int, target: Path, at: int, length: int) -> None:
-    """Copy bytes into a file that exists; inside the kernel where it can, so that a network disk copies by itself."""
-    with source.open("rb", buffering=0) as old, target.open("r+b", buffering=0) as new:
-        done = _copy_in_kernel(old, start, new, at, length)
-        while done < length:
-            view = memoryview(bytearray(min(_CHUNK, length - done)))
-            _read(old, start + done, view)
-            _write(new, at + done, view)
-            done += len(view)
 
 
 def reflink(source: Path, target: Path) -> bool:
@@ -70,22 +56,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _copy_in_kernel(old: BinaryIO, start: int, new: BinaryIO, at: int, length: int) -> int:
-    """How many bytes the system copied by itself: all, or those before it said that it cannot."""
-    done = 0
-    if sys.platform == "linux":
-        try:
-            while done < length:
-                copied = os.copy_file_range(old.fileno(), new.fileno(), length - done, start + done, at + done)
-                if copied == 0:
-                    break
-                done += copied
-        except OSError as error:
-            if error.errno not in _CANNOT_COPY:
-                raise
-    return done
 
 
 def _read(file: BinaryIO, offset: int, view: memoryview) -> None:

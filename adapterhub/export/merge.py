@@ -1,10 +1,10 @@
 """The streaming merge: one weight file at a time, in blocks, memory bounded whatever the size of the model.
 
 A worker takes a block, reads it, computes, and writes it; several at once keep reading, computing and writing
-overlapped, and what is written goes to the disk while the next blocks are made. What does not change is cloned with the
-whole file where the file system shares blocks (btrfs, XFS, bcachefs), else copied range by range, so that no byte is
-written twice; or linked, where nothing of a file changes and that is asked for. What is to be quantised is rounded
-first to what it would be without that: a quantised model is the plain one, quantised.
+overlapped, and what is written goes to the disk while the next blocks are made (`output`). What does not change is
+cloned with the whole file where the file system shares blocks (btrfs, XFS, bcachefs), else copied range by range, so
+that no byte is written twice; or linked, where nothing of a file changes and that is asked for. What is to be quantised
+is rounded first to what it would be without that: a quantised model is the plain one, quantised.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 from adapterhub import peftdir
 from adapterhub.export import arithmetic
 from adapterhub.export.arithmetic import Factors, Product
-from adapterhub.export.files import copy_range, reflink, sync, write_at
+from adapterhub.export.files import read_into, reflink, sync
 from adapterhub.export.layout import Copy, FilePlan, Operation, Rows, blocks
+from adapterhub.export.output import InPlace, Output
 from adapterhub.export.parallel import in_order
 from adapterhub.export.plan import Plan
 from adapterhub.export.quantise import quantise
@@ -59,41 +60,50 @@ def merge(plan: Plan, staging: Staging, *, link: bool = False, progress: Callabl
 
 def _write(file: FilePlan, target: Path, factors: Factors, *, after: int) -> Generator[int, None, None]:
     """Make one file, and tell after each block how far it is whole. The first ``after`` bytes are there already."""
-    yield from in_order(_jobs(file, target, factors, after))
-
-
-def _jobs(file: FilePlan, target: Path, factors: Factors, after: int) -> Iterator[Callable[[], int]]:
-    """One job a block. A tensor's factors are read when its first block comes up, and forgotten with its last."""
     cloned = not after and file.source is not None and reflink(file.source, target)
-    if not cloned and not after:
-        with target.open("wb") as new:
-            new.truncate(file.size)
-            new.write(file.header)
+    output = InPlace(target, file.size) if cloned else Output(target, file.size, after=after)
+    with closing(output):
+        if not cloned:
+            output.write(0, file.header)
+        for end in in_order(_jobs(file, output, factors, after=after, cloned=cloned)):
+            yield min(end, output.whole)
+
+
+def _jobs(
+    file: FilePlan, output: Output | InPlace, factors: Factors, *, after: int, cloned: bool
+) -> Iterator[Callable[[], int]]:
+    """One job a block. A tensor's factors are read when its first block comes up, and forgotten with its last."""
     operation: Operation | None = None
     delta: Product | None = None
     for block in blocks(file, cloned=cloned):
         if block.end <= after:
             continue
         if isinstance(block, Copy):
-            yield partial(_copy, target, block)
+            yield partial(_copy, output, block)
         else:
             if block.operation is not operation:
                 operation = block.operation
                 delta = factors.product(operation, operation.delta) if operation.delta else None
-            yield partial(_rewrite, target, block, delta)
+            yield partial(_rewrite, output, block, delta)
 
 
-def _copy(target: Path, block: Copy) -> int:
-    copy_range(block.file, block.source, target, block.target, block.length)
+def _copy(output: Output | InPlace, block: Copy) -> int:
+    with output.room(block.target, block.length) as parts:
+        for begin, view in parts:
+            read_into(block.file, block.source + begin, view)
     return block.end
 
 
-def _rewrite(target: Path, rows: Rows, delta: Product | None) -> int:
-    block = arithmetic.rewrite(rows, delta)
+def _rewrite(output: Output | InPlace, rows: Rows, delta: Product | None) -> int:
     if rows.operation.scheme:
-        block, scales = quantise(rows, rows.operation.scheme, block)
-        write_at(target, rows.scales, scales)
-    write_at(target, rows.target, block)
+        codes, scales = quantise(rows, rows.operation.scheme, arithmetic.rewrite(rows, delta))
+        output.write(rows.scales, scales)
+        output.write(rows.target, codes)
+        return rows.end
+    values = arithmetic.values(rows, delta)
+    with output.room(rows.target, rows.end - rows.target) as parts:
+        for begin, view in parts:
+            arithmetic.store(values, rows.operation, begin=begin, into=view)
     return rows.end
 
 
