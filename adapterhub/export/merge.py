@@ -63,7 +63,7 @@ def _write(file: FilePlan, target: Path, factors: Factors, *, after: int) -> Gen
     cloned = not after and file.source is not None and reflink(file.source, target)
     output = InPlace(target, file.size) if cloned else Output(target, file.size, after=after)
     with closing(output):
-        if not cloned:
+        if file.source is None:  # else it is the base's own, and copied with it
             output.write(0, file.header)
         for end in in_order(_jobs(file, output, factors, after=after, cloned=cloned)):
             yield min(end, output.whole)
