@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,7 @@ from typing import BinaryIO
 from adapterhub.errors import StorageError
 
 _CHUNK = 1 << 20  # bytes
+_MUCH = 32 << 20  # bytes
 
 _NEXT = {
     errno.ENOSPC: "free some space, then type the same command again",
@@ -58,6 +60,33 @@ def to_disk(file: BinaryIO) -> None:
     """What was written survives a crash of the machine."""
     file.flush()
     os.fsync(file.fileno())
+
+
+@contextmanager
+def lasting(file: BinaryIO) -> Iterator[Callable[[int], None]]:
+    """At the end of the block all of a file is on disk; to be told of the bytes that were written.
+
+    Much is brought there while more is written: the kernel alone begins seconds later, and all the waiting would be at
+    the end.
+    """
+    waiting = 0  # bytes
+    running: Future[None] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="ah-to-disk") as pool:
+
+        def written(size: int) -> None:
+            nonlocal waiting, running
+            waiting += size
+            if waiting < _MUCH or (running is not None and not running.done()):
+                return
+            if running is not None:
+                running.result()
+            file.flush()
+            running, waiting = pool.submit(os.fsync, file.fileno()), 0
+
+        yield written
+        if running is not None:
+            running.result()
+    to_disk(file)
 
 
 def make_folders(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from adapterhub.errors import IntegrityError, NotFound
 from adapterhub.manifest import FileEntry, Record
 from adapterhub.registry.base import Progress
-from adapterhub.registry.files import storage_errors, to_disk
+from adapterhub.registry.files import lasting, storage_errors
 
 Source = Callable[[int], BinaryIO]  # opens the bytes from an offset on; raises NotFound, StorageError
 
@@ -79,7 +79,8 @@ class _Seen:
 def _write(source: Source, entry: FileEntry, destination: Path, record: Record, progress: Progress | None) -> bool:
     """Append to ``destination`` what it lacks; whether it is the right file then, on disk."""
     seen = _Seen(entry)
-    with storage_errors(_cannot(destination, record)), destination.open("a+b") as target:
+    what = _cannot(destination, record)
+    with storage_errors(what), destination.open("a+b") as target, lasting(target) as written:
         target.seek(0)
         while chunk := target.read(_CHUNK):
             _count(seen, chunk, progress)
@@ -88,8 +89,8 @@ def _write(source: Source, entry: FileEntry, destination: Path, record: Record, 
                 # never more than was published: a store that gives other bytes must not fill the disk
                 while seen.size <= entry.size and (chunk := stream.read(_CHUNK)):
                     target.write(chunk)
+                    written(len(chunk))
                     _count(seen, chunk, progress)
-        to_disk(target)
     return seen.is_right
 
 
