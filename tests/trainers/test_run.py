@@ -25,7 +25,8 @@ from adapterhub.trainers import (
     train,
 )
 from adapterhub.trainers.events import Evaluated, Event, Started, Step
-from tests.trainers.conftest import begin, trained
+from adapterhub.trainers.methods import sft
+from tests.trainers.conftest import begin, chat, trained
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +77,18 @@ def test_a_run_leaves_an_adapter_that_the_registry_takes(write_config: Writer, t
     assert all(step.tokens_per_second > 0 for step in steps)
     assert Started(steps=3, done=0) in events
     assert [event.loss for event in events if isinstance(event, Evaluated)] == [result.fitted.eval_loss]
+
+
+def test_rows_behind_each_other_are_trained_on_as_rows_side_by_side(
+    write_config: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [chat(f"Say {i}. " * (i % 5 + 1), f"Ahoy, {i}! " * (i % 7 + 1)) for i in range(12)]
+    keys = {"rows": rows, "micro_batch_size": 4, "train_on_inputs": True}
+    behind = trained(write_config(**keys, gradient_checkpointing=True, output_dir=str(tmp_path / "behind")))
+    monkeypatch.setattr(sft, "takes_blocks", lambda model: False)
+    beside = trained(write_config(**keys, output_dir=str(tmp_path / "beside")))
+    assert [loss for _, loss in losses(behind.folder)] == pytest.approx([x for _, x in losses(beside.folder)], rel=1e-4)
+    assert behind.fitted.tokens == beside.fitted.tokens
 
 
 def test_packed_rows_take_fewer_steps(write_config: Writer) -> None:
