@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapterhub.errors import ConfigError
 from adapterhub.trainers.labels.examples import IGNORED, Example
 from adapterhub.trainers.methods.blocks import takes_blocks, use_blocks
 from adapterhub.trainers.methods.packing import collator, packed_row, packs, tokens_in
+from adapterhub.trainers.methods.sft import sft_trainer
+from tests.trainers.conftest import begin
+
+Writer = Callable[..., Path]
 
 
 def example(length: int, start: int = 0) -> Example:
@@ -90,6 +95,16 @@ def test_a_base_whose_rows_would_see_each_other_keeps_its_own_way(family: str, w
 
     config = AutoConfig.for_model(family, hidden_size=32, num_hidden_layers=1, vocab_size=100)
     assert not takes_blocks(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_base_with_a_state_is_not_packed_for(write_config: Writer) -> None:
+    pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _, prepared = begin(write_config(sample_packing=True))
+    config = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=1, vocab_size=100)
+    with pytest.raises(ConfigError, match="sample_packing: the base tiny-llama has a state"):
+        sft_trainer(prepared, model=AutoModelForCausalLM.from_config(config), arguments={}, callbacks=[])
 
 
 def test_rows_that_are_laid_flat_predict_nothing_across_their_borders() -> None:

@@ -16,7 +16,7 @@ def takes_blocks(model: Any) -> bool:
     """Whether the base can compute so: attention is all its memory, exchangeable, and causal within windows at most."""
     import torch
 
-    base = _base(model)
+    base = base_of(model)
     config = base.config.get_text_config()
     return (
         not torch.cuda.is_available()
@@ -32,7 +32,7 @@ def use_blocks(model: Any) -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
-    _base(model).set_attn_implementation(NAME)
+    base_of(model).set_attn_implementation(NAME)
 
 
 def attend(
@@ -78,5 +78,6 @@ def _window(length: int, window: int | None) -> Any:
     return ((distance >= 0) & (distance < window))[None, None]
 
 
-def _base(model: Any) -> Any:
+def base_of(model: Any) -> Any:
+    """The model without what PEFT put around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

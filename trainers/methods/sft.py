@@ -10,19 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapterhub.errors import ConfigError
 from adapterhub.trainers.labels.examples import Examples
 from adapterhub.trainers.methods.behaviour import Behaviour
-from adapterhub.trainers.methods.blocks import takes_blocks, use_blocks
+from adapterhub.trainers.methods.blocks import base_of, takes_blocks, use_blocks
 from adapterhub.trainers.methods.packing import collator, packed_row, packs, tokens_in
 from adapterhub.trainers.model import new_adapter
 from adapterhub.trainers.prepare import Prepared
 
 
 def sft_trainer(prepared: Prepared, *, model: Any, arguments: Mapping[str, Any], callbacks: Sequence[Any]) -> Any:
-    """The trainer, not begun."""
+    """The trainer, not begun. Raises ConfigError: packed rows would see each other."""
     from trl import SFTConfig
 
     config, tokenizer = prepared.config, prepared.tokenizer
+    if config.sample_packing and base_of(model)._is_stateful:
+        raise ConfigError(
+            f"sample_packing: the base {prepared.base.name} has a state that runs through all of a row",
+            why="rows that share one would see each other",
+            hint="take sample_packing out",
+        )
     evaluation = prepared.evaluation.examples if prepared.evaluation else None
     packing, pad = config.sample_packing, tokenizer.pad_token_id
     blocks = takes_blocks(model) and (packing or not config.neftune_noise_alpha)  # its noise goes by a row's length
