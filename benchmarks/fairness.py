@@ -4,7 +4,8 @@ The first five always have requests waiting. Ours is Jain's index of their token
 stock engine with the same flags and our LoRA product. Of the five small tenants, the time to the first token (p95),
 against the same server with one client a tenant. Tokens of all tenants together, against stock.
 
-    python benchmarks/fairness.py [--base DIR] [--seconds 60] [--only ours|stock] [-- --max-num-seqs 16]
+    python benchmarks/fairness.py [--base DIR] [--seconds 60] [--max-loras 10] [--only ours|stock]
+        [-- --max-num-seqs 16]
 """
 
 from __future__ import annotations
@@ -71,10 +72,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--base", type=Path, default=Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct")
     parser.add_argument("--seconds", type=float, default=60, help="measured, for each of four runs")
+    parser.add_argument("--max-loras", type=int, default=len(CLIENTS), help="slots for adapters; each tenant has one")
     parser.add_argument("--only", choices=("ours", "stock"), help="one side, where there is no time for both")
     parser.add_argument("vllm_args", nargs="*", default=["--max-num-seqs", "16"], metavar="-- VLLM FLAGS")
     options = parser.parse_args()
-    flags, slots = tuple(options.vllm_args), len(CLIENTS)
+    flags, slots = tuple(options.vllm_args), options.max_loras
     with tempfile.TemporaryDirectory() as made:
         folder, base = Path(made), find_base(str(options.base))
         paths = {tenant: write_adapter(folder / tenant, base, seed=n) for n, tenant in enumerate(CLIENTS)}
