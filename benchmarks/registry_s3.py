@@ -10,9 +10,9 @@
     peer       `aws s3 cp` as typed, up and down (awscli from PyPI in an environment of its own)
 
 A key is the hash of what it holds, so a publish reads and hashes everything before its first byte leaves: 0.75 s for
-1 GB, where `aws s3 cp` hashes nothing first. The rest of a publish is 0.12 s to start, 0.1 s for small requests, and the
-send, which the server bounds (3.5 to 3.9 s whatever the threads, the size of parts and the checksum). So 0.9 of the
-peer's 4.45 s is missed by as much as that one pass takes, and only where the store is as fast as this one.
+1 GB, where `aws s3 cp` hashes nothing first. The rest of a publish is 0.12 s to start, 0.1 s for small requests, and
+the send, which the server bounds (3.5 to 3.9 s whatever the threads, the size of parts and the checksum). So 0.9 of
+the peer's 4.45 s is missed by as much as that one pass takes, and only where the store is as fast as this one.
 
 The sides take turns; medians over the rounds. Every round has new bytes. Memory is the peak resident size of the
 process that pulls. What a second publish of the same weights sends is counted at the socket, by a proxy.
