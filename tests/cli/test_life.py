@@ -84,7 +84,7 @@ def test_a_tenant_is_deleted_by_its_name_twice(published: Ah, adapter_factory: C
         (("gc", "No Body"), "is not a tenant name"),
         (("gc", "--older-than", "soon"), "is no time"),
         (("gc", "--forget", "x"), "no publish 'x' is under way"),
-        (("gc", "--registry", "hf://acme"), "the Hub keeps the history"),
+        (("gc", "--registry", "hf://acme", "--forget", "x"), "waits for no publish"),
         (("retain", "nobody"), "no tenant 'nobody'"),
         (("retain", "acme/support@3"), "is not a"),
         (("retain", "acme", "--last", "0"), "would keep nothing"),
