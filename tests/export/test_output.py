@@ -12,9 +12,15 @@ from pathlib import Path
 import pytest
 
 from adapterhub.export import output
-from adapterhub.export.output import CHUNK, InPlace, Output
+from adapterhub.export.output import InPlace, Output
 
+CHUNK = 2**16
 SIZE = 2 * CHUNK + 12_346
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "CHUNK", CHUNK)
 
 
 def pieces(rng: random.Random, start: int = 0) -> list[tuple[int, int]]:
