@@ -92,6 +92,8 @@ class Engine:
 
     async def forget(self, name: str) -> None: ...
 
+    async def beat(self) -> None: ...
+
 
 def stub(engine: Engine) -> Any:
     """An ASGI application that answers with the engine's tokens, and reads no more of the body than it must."""
